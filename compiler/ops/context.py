@@ -1,0 +1,208 @@
+"""What a rule sees of a node, and the emitter that runs rules one after another into a Relax block builder.
+
+A *rule* says what one ONNX operator means, as a Relax expression. The importer runs it to learn output types, lowering
+runs it again to get code: there is no second statement of an operator's shapes.
+
+A *shape value* is a small integer tensor that is known in terms of the model's symbols: a numpy object array of ints
+and TVM expressions. In a graph it is the output of an `llmc.ShapeValue` node, so exporters' shape arithmetic is gone
+before any rule runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from llmc.errors import ShapeError, UnsupportedError
+from llmc.graph import Dim, Graph, Node, TensorType, same_dim
+from llmc.schedules.formats import QuantizedWeight
+from llmc.tvm_shim import Expr, relax, tirx, tvm
+
+Result = Expr | tuple[Expr | None, ...]
+Rule = Callable[["Context"], Result]
+
+
+class Unify(Exception):
+    """Two dimensions must be equal for a node to make sense: the importer substitutes `symbol` and starts again."""
+
+    def __init__(self, symbol: Expr, value: Dim) -> None:
+        super().__init__(f"{symbol} = {value}")
+        self.symbol, self.value = symbol, value
+
+
+class Context:
+    """One node while its rule runs."""
+
+    def __init__(self, emitter: Emitter, node: Node) -> None:
+        self.emitter, self.node, self.bb = emitter, node, emitter.bb
+
+    # -- inputs -------------------------------------------------------------------------------------------------
+    def has(self, i: int) -> bool:
+        return bool(self.node.input(i))
+
+    def __len__(self) -> int:
+        return len(self.node.inputs)
+
+    def x(self, i: int = 0) -> Expr:
+        """Input `i` as a Relax expression. Raises UnsupportedError where it is absent."""
+        if not self.has(i):
+            self.fail(f"input {i} is required")
+        return self.emitter.expr(self.node.input(i))
+
+    def type(self, i: int = 0) -> TensorType:
+        return self.emitter.graph_types[self.node.input(i)]
+
+    def shape(self, i: int = 0) -> tuple[Dim, ...]:
+        return self.type(i).shape
+
+    def rank(self, i: int = 0) -> int:
+        return len(self.type(i).shape)
+
+    def dtype(self, i: int = 0) -> str:
+        return self.type(i).dtype
+
+    def const(self, i: int) -> np.ndarray | None:
+        """Input `i` where it is a constant of numbers, else None."""
+        value = self.emitter.value(self.node.input(i)) if self.has(i) else None
+        if value is None or (value.dtype == object and not all(isinstance(v, int) for v in value.flat)):
+            return None
+        return value.astype(np.int64) if value.dtype == object else value
+
+    def value(self, i: int) -> np.ndarray | None:
+        """Input `i` as a shape value: an object array of ints and expressions; None where it is run-time data."""
+        value = self.emitter.value(self.node.input(i)) if self.has(i) else None
+        if value is None or value.dtype.kind not in "iuO":
+            return None
+        return value if value.dtype == object else _as_objects(value)
+
+    def dims(self, i: int) -> list[Dim]:
+        """Input `i` as a list of dimensions. Raises UnsupportedError where it depends on data."""
+        value = self.value(i)
+        if value is None:
+            self.fail(f"input {i} ('{self.node.input(i)}') must be known at compile time, up to symbolic dimensions")
+        return list(value.reshape(-1))
+
+    def ints(self, i: int) -> list[int]:
+        """Input `i` as a list of plain ints. Raises UnsupportedError where it is not constant."""
+        value = self.const(i)
+        if value is None:
+            self.fail(f"input {i} ('{self.node.input(i)}') must be constant")
+        return [int(v) for v in value.reshape(-1)]
+
+    # -- attributes ---------------------------------------------------------------------------------------------
+    def attr(self, name: str, default: Any = None) -> Any:
+        return self.node.attrs.get(name, default)
+
+    def axis(self, value: int, rank: int) -> int:
+        """A possibly negative axis as 0 <= axis < rank."""
+        if not -rank <= value < max(rank, 1):
+            self.fail(f"axis {value} is outside of a tensor of rank {rank}")
+        return value + rank if value < 0 else value
+
+    # -- results ------------------------------------------------------------------------------------------------
+    def emit(self, expr: Expr) -> Expr:
+        """Bind an intermediate expression, so that its type can be asked for."""
+        return self.bb.emit(expr)
+
+    def literal(self, array: np.ndarray | float | int, dtype: str | None = None) -> Expr:
+        return relax.const(np.asarray(array, dtype), dtype)
+
+    def unify(self, a: Dim, b: Dim) -> None:
+        """Demand a == b. A free symbol is substituted in the whole model; two unequal numbers are an error."""
+        if same_dim(a, b):
+            return
+        for one, other in ((a, b), (b, a)):
+            if isinstance(one, tirx.Var) and (isinstance(other, int) or one not in symbols(other)):
+                raise Unify(one, other)
+        raise ShapeError(f"dimensions {a} and {b} must be equal", where=self.where())
+
+    def where(self) -> str:
+        domain = self.node.domain or "ai.onnx"
+        return f"node '{self.node.name or self.node.outputs[0]}' ({domain}.{self.node.op}, opset {self.node.version})"
+
+    def fail(self, reason: str) -> Any:
+        """This node cannot be compiled; the importer collects these and reports all at once."""
+        raise UnsupportedError(reason, where=self.where())
+
+
+class Emitter:
+    """Runs rules over the nodes of a graph. `rules` maps (domain, op) to the rule."""
+
+    def __init__(self, rules: dict[tuple[str, str], Rule], bb: Any) -> None:
+        self.rules, self.bb = rules, bb
+        self.graph_types: dict[str, TensorType] = {}
+        self.exprs: dict[str, Expr] = {}
+        self.values: dict[str, np.ndarray] = {}
+        self.constants: dict[str, Any] = {}
+
+    def value(self, name: str) -> np.ndarray | None:
+        """What is known of a value at compile time: a constant, or a shape value."""
+        if name in self.values:
+            return self.values[name]
+        constant = self.constants.get(name)
+        return constant if isinstance(constant, np.ndarray) else None
+
+    def expr(self, name: str) -> Expr:
+        """The Relax expression of a value; constants and shape values become tensors here, on first use."""
+        if name not in self.exprs:
+            self.exprs[name] = self._materialise(name)
+        return self.exprs[name]
+
+    def _materialise(self, name: str) -> Expr:
+        value = self.value(name)
+        if value is None:
+            constant = self.constants.get(name)
+            if not isinstance(constant, QuantizedWeight):
+                raise KeyError(name)
+            value = constant.dequantize()
+        if value.dtype != object:
+            return relax.const(value, value.dtype.name)
+        if all(isinstance(v, int) for v in value.flat):
+            return relax.const(value.astype(np.int64), "int64")
+        flat = relax.op.shape_to_tensor(relax.ShapeExpr(list(value.reshape(-1))))
+        return self.bb.emit(relax.op.reshape(self.bb.emit(flat), value.shape))
+
+    def run(self, node: Node) -> tuple[TensorType, ...]:
+        """Emit one node; returns the types of its outputs. Raises UnsupportedError, ShapeError or Unify."""
+        rule = self.rules.get((node.domain, node.op))
+        ctx = Context(self, node)
+        if rule is None:
+            ctx.fail("no rule for this operator")
+            raise AssertionError
+        result = rule(ctx)
+        outputs = result if isinstance(result, tuple) else (result,)
+        types = []
+        for name, expr in zip(node.outputs, outputs, strict=False):
+            if expr is None or not name:
+                types.append(TensorType((), "float32"))
+                continue
+            var = self.bb.emit(expr)
+            self.exprs[name] = var
+            types.append(_type_of(ctx, var))
+            self.graph_types[name] = types[-1]
+        return tuple(types)
+
+
+def symbols(dim: Dim) -> list[Any]:
+    """The symbolic variables inside a dimension."""
+    return [] if isinstance(dim, int) else list(tvm.tirx.analysis.undefined_vars(dim))
+
+
+def as_dim(expr: Any) -> Dim:
+    """A TVM integer expression as a Python int where it is constant."""
+    return int(expr) if isinstance(expr, (int, np.integer, tirx.IntImm)) else expr
+
+
+def _type_of(ctx: Context, var: Any) -> TensorType:
+    shape = getattr(var.ty, "shape", None)
+    if shape is None or not isinstance(shape, relax.ShapeExpr):
+        ctx.fail("the output's shape depends on data")
+    return TensorType(tuple(as_dim(d) for d in shape.values), str(var.ty.dtype))
+
+
+def _as_objects(array: np.ndarray) -> np.ndarray:
+    out = np.empty(array.shape, object)
+    out.reshape(-1)[:] = [int(v) for v in array.reshape(-1)]
+    return out

@@ -1,0 +1,1 @@
+"""Kernel templates: one folder a family, one contract (`base`)."""

@@ -1,0 +1,122 @@
+"""The contract of a kernel template.
+
+A template is a family of kernels for one operator: a *workload* says which member is wanted, a *config* says how it
+is to be written, `build` writes it. `reference` says in plain numpy what it must compute. The tuner knows nothing
+but this contract.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from llmc.targets.base import Target
+
+Config = Mapping[str, int | str]
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Arg:
+    """One buffer of a kernel. A dimension is an int, or the name of a symbol that is read from the buffer itself."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a kernel computes: base of the templates' frozen dataclasses; hashable, and the tuning key.
+
+    Subclasses hold shapes (ints, or symbols left to run time), dtypes, formats and the epilogue. `inputs` are the
+    buffers known only at run time, `weights` those that `prepack` lays out at compile time, `outputs` what is
+    written. A kernel's parameters are inputs, weights, outputs, in that order.
+    """
+
+    def inputs(self) -> tuple[Arg, ...]:
+        raise NotImplementedError
+
+    def outputs(self) -> tuple[Arg, ...]:
+        raise NotImplementedError
+
+    def key(self) -> str:
+        """One line that names this workload, stable across versions of Python: the database key."""
+        fields = ",".join(f"{k}={v}" for k, v in sorted(vars(self).items()))
+        return f"{type(self).__name__}({fields})"
+
+
+@dataclass(frozen=True)
+class Space:
+    """Named knobs with their legal values; `valid` drops combinations that cannot be built."""
+
+    knobs: Mapping[str, tuple[int | str, ...]]
+    valid: Callable[[Config], bool] = field(default=lambda config: True, compare=False)
+
+    def __iter__(self) -> Iterator[dict[str, int | str]]:
+        for values in product(*self.knobs.values()):
+            config = dict(zip(self.knobs, values, strict=True))
+            if self.valid(config):
+                yield config
+
+    def __contains__(self, config: Config) -> bool:
+        known = set(config) == set(self.knobs) and all(config[k] in v for k, v in self.knobs.items())
+        return known and self.valid(config)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The roofline of one call: arithmetic operations, and bytes that must cross the memory bus."""
+
+    ops: float
+    bytes: float
+
+
+class Template(ABC):
+    """One family of kernels. Stateless: the module's single instance serves every call."""
+
+    name: str
+    version: int = 1  # counts up whenever the same config would give different code or another packed layout
+
+    @abstractmethod
+    def accepts(self, workload: Workload, target: Target) -> bool:
+        """Can this template serve that workload on that target?"""
+
+    @abstractmethod
+    def space(self, workload: Any, target: Target) -> Space:
+        """The configurations that the tuner may try."""
+
+    @abstractmethod
+    def default(self, workload: Any, target: Target) -> dict[str, int | str]:
+        """The configuration used when nothing was tuned."""
+
+    def prepack(self, weights: Mapping[str, Any], workload: Any, config: Config, target: Target) -> Arrays:
+        """Lay the weights out as the kernel reads them; ordered as the kernel's weight parameters."""
+        return dict(weights)
+
+    @abstractmethod
+    def build(self, workload: Any, target: Target, config: Config) -> Any:
+        """The kernel as a TVM PrimFunc; parameters are inputs, packed weights, outputs."""
+
+    @abstractmethod
+    def reference(self, workload: Any, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Any]) -> Arrays:
+        """What the kernel computes, in numpy: float64 or exact integers, written for clarity."""
+
+    @abstractmethod
+    def work(self, workload: Any, dims: Mapping[str, int]) -> Work:
+        """Operations and bytes of one call with the symbols bound to `dims`."""
+
+
+def bind_dims(args: Sequence[Arg], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Values of the symbols in `args`, read from arrays of those names."""
+    dims: dict[str, int] = {}
+    for arg in args:
+        for symbol, size in zip(arg.shape, arrays[arg.name].shape, strict=True):
+            if isinstance(symbol, str):
+                dims[symbol] = int(size)
+    return dims

@@ -1,0 +1,1 @@
+"""Machines that llmc builds for."""

@@ -1,0 +1,152 @@
+"""Vector instructions behind names, for the bodies of kernel templates.
+
+A `Simd` is made from a target; its methods emit TVM expressions. Nothing else in llmc spells an LLVM intrinsic.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llmc.errors import KernelError
+from llmc.targets.base import Target
+from llmc.tvm_shim import T
+
+# 2**f for |f| <= 0.5 as a polynomial in f, highest degree first: the Taylor terms of exp(f ln 2); error about 1e-7.
+_TWO_TO_F = [math.log(2) ** n / math.factorial(n) for n in range(6, -1, -1)]
+
+
+def pure(name: str, *args: Any, dtype: str) -> Any:
+    """A call of the LLVM intrinsic `name` that has no side effect."""
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
+
+
+def effect(name: str, *args: Any) -> None:
+    """A call of the LLVM intrinsic `name` for its side effect."""
+    T.evaluate(T.call_llvm_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype="void"))
+
+
+class Reg:
+    """One vector register: a stack buffer of under 1,024 bytes that LLVM keeps in a register.
+
+    One buffer per accumulator, held in Python lists, never becomes a heap workspace; a single buffer for a whole
+    register block would, at 1,024 bytes and more.
+    """
+
+    def __init__(self, lanes: int, dtype: str = "float32") -> None:
+        self.lanes = lanes
+        self.buffer = T.alloc_buffer((lanes,), dtype)
+
+    @property
+    def v(self) -> Any:
+        return self.buffer[T.ramp(0, 1, self.lanes)]
+
+    @v.setter
+    def v(self, value: Any) -> None:
+        T.buffer_store(self.buffer, value, [T.ramp(0, 1, self.lanes)])
+
+
+class Simd:
+    """The vector vocabulary of one CPU target; `lanes` 32-bit elements make one register."""
+
+    def __init__(self, target: Target) -> None:
+        if target.kind != "llvm":
+            raise KernelError(f"{target.name} is not a CPU target: CPU templates cannot be built for it")
+        self.target, self.lanes = target, target.lanes
+
+    # -- values -------------------------------------------------------------------------------------------------
+    def reg(self, dtype: str = "float32") -> Reg:
+        return Reg(self.lanes, dtype)
+
+    def span(self, start: Any, n: int | None = None) -> Any:
+        """Index of `n` (default: one register) consecutive elements from `start`."""
+        return T.ramp(start, 1, n or self.lanes)
+
+    def splat(self, x: Any, n: int | None = None) -> Any:
+        return T.broadcast(x, n or self.lanes)
+
+    def f32(self, x: float, n: int | None = None) -> Any:
+        return T.broadcast(T.float32(x), n or self.lanes)
+
+    def i32(self, x: int, n: int | None = None) -> Any:
+        return T.broadcast(T.int32(x), n or self.lanes)
+
+    # -- arithmetic ---------------------------------------------------------------------------------------------
+    def fma(self, a: Any, b: Any, c: Any, n: int | None = None) -> Any:
+        """a * b + c, rounded once."""
+        return pure("llvm.fma", a, b, c, dtype=f"float32x{n or self.lanes}")
+
+    def reduce_max(self, x: Any) -> Any:
+        return pure("llvm.vector.reduce.fmax", x, dtype="float32")
+
+    def reduce_add(self, x: Any) -> Any:
+        return pure("llvm.vector.reduce.fadd", T.float32(0), x, dtype="float32")
+
+    def reduce_add_i32(self, x: Any) -> Any:
+        return pure("llvm.vector.reduce.add", x, dtype="int32")
+
+    def round_even(self, x: Any) -> Any:
+        """Nearest integer, ties to even: one instruction in the default rounding mode."""
+        return T.nearbyint(x)
+
+    def exp2(self, z: Any) -> Any:
+        """2**z for a register of float32, relative error about 1e-7; z below -126 gives 2**-126.
+
+        `T.exp` on a vector would become one scalar libm call a lane.
+        """
+        n = self.lanes
+        z = T.bind(T.max(z, self.f32(-126)))
+        whole = T.bind(self.round_even(z))
+        fraction = T.bind(z - whole)
+        poly = self.f32(_TWO_TO_F[0])
+        for c in _TWO_TO_F[1:]:
+            poly = self.fma(poly, fraction, self.f32(c))
+        bits = T.shift_left(T.Cast(f"int32x{n}", whole) + self.i32(127), self.i32(23))
+        return T.bind(poly * T.reinterpret(f"float32x{n}", bits))
+
+    def exp(self, x: Any) -> Any:
+        """e**x; saturates at 2**±126 so that no input yields inf or nan."""
+        z = T.bind(T.min(x * self.f32(1 / math.log(2)), self.f32(126)))
+        return self.exp2(z)
+
+    def sigmoid(self, x: Any) -> Any:
+        return T.bind(self.f32(1) / (self.f32(1) + self.exp(self.f32(0) - x)))
+
+    def tanh(self, x: Any) -> Any:
+        """2 sigmoid(2x) - 1; absolute error about 1e-7."""
+        return T.bind(self.f32(2) * self.sigmoid(x + x) - self.f32(1))
+
+    def erf(self, x: Any) -> Any:
+        """Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7."""
+        n = self.lanes
+        a = T.bind(T.abs(x))
+        t = T.bind(self.f32(1) / self.fma(self.f32(0.3275911), a, self.f32(1)))
+        poly = self.f32(1.061405429)
+        for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+            poly = self.fma(poly, t, self.f32(c))
+        y = T.bind(self.f32(1) - poly * t * self.exp(self.f32(0) - a * a))
+        return T.bind(T.Select(x < T.broadcast(T.float32(0), n), self.f32(0) - y, y))
+
+    # -- 8-bit dot products -------------------------------------------------------------------------------------
+    def dot_u8s8(self, acc: Any, u8: Any, s8: Any) -> Any:
+        """acc[i] += sum over j < 4 of u8[4i+j] * s8[4i+j]; int32 lanes, 4*lanes bytes each.
+
+        Without VNNI the pair sums pass through int16 and saturate: exact only while |u8 * s8 * 2| <= 32767, as for
+        4-bit weights. Use `dot_s8s8` for full-range bytes.
+        """
+        n = self.lanes
+        if self.target.dot == "vnni":
+            name = "llvm.x86.avx512.vpdpbusd.512" if n == 16 else "llvm.x86.avx512.vpdpbusd.256"
+            return pure(name, acc, u8, s8, dtype=f"int32x{n}")
+        pairs = pure("llvm.x86.avx2.pmadd.ub.sw", u8, s8, dtype=f"int16x{2 * n}")
+        ones = T.broadcast(T.int16(1), 2 * n)
+        return acc + pure("llvm.x86.avx2.pmadd.wd", pairs, ones, dtype=f"int32x{n}")
+
+    def broadcast_quad(self, buffer: Any, *index: Any) -> Any:
+        """Four consecutive int8 (the last index is where they start) repeated in every lane: one vpbroadcastd."""
+        quad = T.reinterpret("int32", buffer[(*index[:-1], T.ramp(index[-1], 1, 4))])
+        return T.reinterpret(f"int8x{4 * self.lanes}", T.broadcast(quad, self.lanes))
+
+    def prefetch(self, address_of: Any) -> None:
+        """Ask for the cache line of `address_of` (a buffer element), for reading, into all levels."""
+        effect("llvm.prefetch", T.address_of(address_of), T.int32(0), T.int32(3), T.int32(1))
