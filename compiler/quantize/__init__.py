@@ -1,0 +1,59 @@
+"""The quantise stage: find the linear layers, read weights that arrive quantised, round the others by a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from llmc.graph import LLMC, Editor, Graph, Node, TensorType, prune
+from llmc.match import nodes
+from llmc.quantize.checkpoint import read_quantized
+from llmc.quantize.formats import Format
+from llmc.quantize.linears import find_linears
+from llmc.quantize.rtn import round_to_nearest
+
+_SMALLEST = 4096  # weights below this many elements gain nothing
+
+
+def quantize(graph: Graph, format: Format | None) -> Graph:
+    """Linear layers as `Linear` nodes; with a format, their float weights as `QuantizedWeight`s.
+
+    Weights that arrive quantised stay as they are, whatever `format` says.
+    """
+    graph = find_linears(read_quantized(graph))
+    return graph if format is None else _apply(graph, format)
+
+
+def _apply(graph: Graph, format: Format) -> Graph:
+    edit = Editor(graph)
+    heads = _output_layers(graph)
+    constants = dict(graph.constants)
+    done: dict[str, str] = {}
+    for node in nodes(edit, "Linear", domain=LLMC):
+        name = node.inputs[1]
+        weight = constants[name]
+        if name not in done:
+            if not isinstance(weight, np.ndarray) or weight.size < _SMALLEST:
+                continue
+            head = name in heads
+            bits = format.head_bits if head else format.bits
+            group = format.group_size or (32 if head else 0)
+            constants[name] = round_to_nearest(weight, bits, group)
+            done[name] = format.activations
+        edit.remove(node)
+        edit.add(replace(node, attrs={**node.attrs, "activations": done[name]}))
+    return prune(replace(edit.finish(), constants=constants))
+
+
+def _output_layers(graph: Graph) -> set[str]:
+    """Weights of the linears that make a graph output and are wide: a vocabulary, not a hidden state."""
+    producer = graph.producer()
+    heads = set()
+    for output in graph.outputs:
+        node: Node | None = producer.get(output)
+        if node is not None and node.op == "Linear" and node.domain == LLMC:
+            type_: TensorType = graph.types[node.inputs[1]]
+            if type_.shape[0] >= 4 * type_.shape[1]:
+                heads.add(node.inputs[1])
+    return heads

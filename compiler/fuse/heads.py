@@ -1,0 +1,110 @@
+"""Between [B, S, H*D], which linear layers and kernels use, and [B, H, S, D], which exporters use around attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llmc.graph import Editor, Node, TensorType, same_dim
+from llmc.match import fused, ints, made_by, rank
+
+TO_HEADS = [0, 2, 1, 3]  # its own inverse
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Queries, keys or values as [B, S, H*D], with the rotation that is applied to them, if any."""
+
+    name: str
+    n_heads: int
+    cos: str = ""
+    sin: str = ""
+    interleaved: bool = False
+
+
+def flatten_heads(edit: Editor, name: str, n_heads: int) -> Heads:
+    """The [B, S, H*D] value behind [B, H, S, D] (or itself); made by a Transpose and a Reshape where there is none."""
+    turned: Node | None = None
+    while True:
+        if turned is None and (turned := fused(edit, name, "Rope")) is not None:
+            name = turned.inputs[0]
+        elif rank(edit, name) == 4 and (flat := _flat_source(edit, name)) is not None:
+            name = flat
+        else:
+            break
+    if rank(edit, name) == 4:
+        name = _make_flat(edit, name)
+    if turned is None:
+        return Heads(name, n_heads)
+    return Heads(name, n_heads, turned.inputs[1], turned.inputs[2], bool(turned.attrs["interleaved"]))
+
+
+def _flat_source(edit: Editor, name: str) -> str | None:
+    transpose = made_by(edit, name, "Transpose")
+    reshape = made_by(edit, transpose.inputs[0], "Reshape") if transpose is not None else None
+    if transpose is None or reshape is None or list(transpose.attrs.get("perm", ())) != TO_HEADS:
+        return None
+    source = reshape.inputs[0]
+    flat, split = edit.types[source].shape, edit.types[reshape.outputs[0]].shape
+    if len(flat) != 3 or not all(same_dim(a, b) for a, b in zip(flat[:2], split[:2], strict=True)):
+        return None
+    return source
+
+
+def _make_flat(edit: Editor, name: str) -> str:
+    type_ = edit.types[name]
+    B, H, S, D = type_.shape
+    swapped, flat = edit.fresh(f"{name}.bshd"), edit.fresh(f"{name}.flat")
+    edit.add(
+        Node("Transpose", (name,), (swapped,), {"perm": TO_HEADS}, version=13), [replace(type_, shape=(B, S, H, D))]
+    )
+    reshape(edit, swapped, flat, TensorType((B, S, H * D), type_.dtype))
+    return flat
+
+
+def split_heads(edit: Editor, flat: str, out: str, n_heads: int) -> None:
+    """`out` [B, H, S, D] of `flat` [B, S, H*D], for readers that were not fused."""
+    B, S, width = edit.types[flat].shape
+    dtype = edit.types[flat].dtype
+    assert isinstance(width, int)
+    split = edit.fresh(f"{out}.bshd")
+    reshape(edit, flat, split, TensorType((B, S, n_heads, width // n_heads), dtype))
+    edit.add(Node("Transpose", (split,), (out,), {"perm": TO_HEADS}, version=13))
+
+
+def reshape(edit: Editor, x: str, out: str, type_: TensorType) -> None:
+    """`out` is `x` with the shape of `type_`."""
+    dims = np.empty(len(type_.shape), object)
+    dims[:] = type_.shape
+    shape = edit.fresh(f"{out}.shape")
+    edit.add(Node("ShapeValue", (), (shape,), {"value": dims}, "llmc", version=1), [TensorType((len(dims),), "int64")])
+    edit.add(Node("Reshape", (x, shape), (out,), {}, version=14), [type_])
+
+
+def merged(edit: Editor, name: str) -> tuple[str, Node] | None:
+    """(the [B, S, H*D] output, the node that makes it) where [B, H, S, D] is only turned back and flattened."""
+    readers = edit.consumers.get(name, [])
+    if len(readers) != 1 or readers[0].op != "Transpose" or name in edit.graph.outputs:
+        return None
+    transpose = readers[0]
+    after = edit.consumers.get(transpose.outputs[0], [])
+    if list(transpose.attrs.get("perm", ())) != TO_HEADS or len(after) != 1 or after[0].op != "Reshape":
+        return None
+    out = after[0].outputs[0]
+    return (out, after[0]) if rank(edit, out) == 3 else None
+
+
+def repeated_source(edit: Editor, name: str) -> str:
+    """Keys or values before each head was repeated for its group of query heads: Unsqueeze → Expand → Reshape."""
+    node = made_by(edit, name, "Reshape")
+    expand = made_by(edit, node.inputs[0], "Expand", "Tile") if node is not None else None
+    unsqueeze = made_by(edit, expand.inputs[0], "Unsqueeze") if expand is not None else None
+    if expand is None or unsqueeze is None or ints(edit, unsqueeze.input(1)) not in ([2], None):
+        return name
+    wide, narrow = edit.types[name].shape, edit.types[unsqueeze.inputs[0]].shape
+    if len(wide) != 4 or len(narrow) != 4 or len(edit.types[expand.outputs[0]].shape) != 5:
+        return name
+    grouped = edit.types[expand.outputs[0]].shape
+    same = same_dim(grouped[1], narrow[1]) and same_dim(wide[2], narrow[2]) and same_dim(wide[3], narrow[3])
+    return unsqueeze.inputs[0] if same else name

@@ -1,0 +1,104 @@
+"""The session's forms of a decoder: past/present pairs become caches that the session owns and kernels write in place.
+
+`step` computes the logits of every position, `step_last` those of the last one only. Both take kv_len [B]: how many
+tokens each cache holds after the step. A session never pads, so the padding mask is gone, and with it the mask input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llmc.graph import LLMC, Dim, Editor, Graph, Node, TensorType, prune
+from llmc.tvm_shim import tirx
+
+BLOCK = 64  # keys that lie side by side in a cache block
+POSITIONS, KV_LEN = "position_ids", "kv_len"
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The session functions of a decoder, and what the session must know of them."""
+
+    functions: Mapping[str, Graph]
+    caches: tuple[tuple[str, str], ...]  # names of each layer's key and value cache
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+
+
+def decoder_of(graph: Graph) -> Decoder | None:
+    """Session functions of a fused decoder; None where the graph is none."""
+    layers = [n for n in graph.nodes if n.op == "Attention" and n.domain == LLMC]
+    pasts = {name for n in layers for name in n.inputs[3:5]}
+    logits = [o for o in graph.outputs if o not in {p for n in layers for p in n.outputs[1:]}]
+    ids = [i for i in graph.inputs if i not in pasts and graph.types[i].dtype == "int64"]
+    if not layers or not pasts <= set(graph.inputs) or len(logits) != 1 or "input_ids" not in ids:
+        return None
+    step, caches = _with_caches(graph, layers, logits[0])
+    known = {"input_ids", POSITIONS, KV_LEN, *(name for pair in caches for name in pair)}
+    if not set(step.inputs) <= known:
+        return None
+    vocab = graph.types[logits[0]].shape[-1]
+    attrs = layers[0].attrs
+    functions = {"step": step, "step_last": _last_only(step, logits[0])}
+    return Decoder(functions, caches, attrs["n_kv_heads"], attrs["head_dim"], int(vocab))
+
+
+def _with_caches(graph: Graph, layers: list[Node], logits: str) -> tuple[Graph, tuple[tuple[str, str], ...]]:
+    B, S = graph.types["input_ids"].shape
+    blocks = tirx.Var("blocks", "int64")
+    edit = Editor(replace(graph, outputs=(logits,)))
+    edit.types[KV_LEN] = TensorType((B,), "int64")
+    caches = []
+    for i, node in enumerate(layers):
+        KV, D = node.attrs["n_kv_heads"], node.attrs["head_dim"]
+        names = f"k_cache.{i}", f"v_cache.{i}"
+        edit.types[names[0]] = TensorType((B, KV, blocks, D, BLOCK), "float32")
+        edit.types[names[1]] = TensorType((B, KV, blocks * BLOCK, D), "float32")
+        caches.append(names)
+        inputs = (*node.inputs[:3], *names, *node.inputs[5:7], KV_LEN, "", node.inputs[9])
+        edit.remove(node)
+        edit.add(
+            replace(node, inputs=inputs, outputs=(node.outputs[0], "", ""), attrs={**node.attrs, "in_place": True})
+        )
+    for node in list(edit.nodes.values()):
+        if node.op == "Positions" and node.domain == LLMC and node.attrs["length"] is S:
+            edit.types[POSITIONS] = TensorType((B, S), "int64")
+            edit.replace_uses(node.outputs[0], POSITIONS)
+    step = edit.finish()
+    read = {i for n in step.nodes for i in n.inputs}
+    kept = [i for i in ("input_ids", POSITIONS) if i in read]
+    flat = [name for pair in caches for name in pair]
+    step = replace(step, name="step", inputs=(*kept, KV_LEN, *flat))
+    extra = [i for i in graph.inputs if i in read and i not in step.inputs]
+    return replace(step, inputs=(*step.inputs, *extra)), tuple(caches)
+
+
+def _last_only(step: Graph, logits: str) -> Graph:
+    """The same, but the output layer and the norm before it see only the last position."""
+    edit = Editor(step)
+    head = edit.producer[logits]
+    S: Dim = step.types["input_ids"].shape[1]
+    if head.op != "Linear" or head.domain != LLMC or step.types[head.inputs[0]].shape[1] is not S:
+        return replace(step, name="step_last")
+    norm = edit.producer.get(head.inputs[0])
+    chain = [head]
+    if norm is not None and norm.op == "Norm" and norm.domain == LLMC and not norm.inputs[3]:
+        chain.append(norm)
+    source = chain[-1].inputs[0]
+    last = edit.fresh(f"{source}.last")
+    values = {"starts": [-1], "ends": [np.iinfo(np.int64).max], "axes": [1]}
+    operands = [edit.constant(f"{last}.{k}", np.array(v, np.int64)) for k, v in values.items()]
+    B, _, width = edit.types[source].shape
+    edit.add(Node("Slice", (source, *operands), (last,), version=13), [TensorType((B, 1, width), "float32")])
+    for node in chain[::-1]:
+        edit.remove(node)
+        name = node.outputs[0] if node is head else edit.fresh(f"{node.outputs[0]}.last")
+        width = edit.types[node.outputs[0]].shape[-1]
+        edit.add(replace(node, inputs=(last, *node.inputs[1:]), outputs=(name, *node.outputs[1:])))
+        edit.types[name] = TensorType((B, 1, width), "float32")
+        last = name
+    return prune(replace(edit.finish(), name="step_last"))

@@ -1,0 +1,214 @@
+"""Reads weights that arrive quantised, and keeps them as they are.
+
+MatMulNBits (com.microsoft), Q/DQ pairs and DequantizeLinear of a constant (per tensor, per axis and block-wise), and
+DynamicQuantizeLinear + MatMulInteger all become a `Linear` over a `QuantizedWeight`. Activation scales that a Q/DQ model
+fixed in advance are replaced by scales taken from the data at run time, which are at least as fine; where the model
+clips by quantising, the Clip stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from llmc.graph import Editor, Graph, Node
+from llmc.match import array, made_by, nodes, only_user, rank, scalar
+from llmc.quantize.linears import linear
+from llmc.schedules.formats import QuantizedWeight
+
+_LIMITS = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+    "int16": (-32768, 32767),
+    "uint16": (0, 65535),
+}
+
+
+def read_quantized(graph: Graph) -> Graph:
+    """Rewrites every linear layer whose weight is stored as integers."""
+    edit = Editor(graph)
+    for node in nodes(edit, "MatMulNBits", domain="com.microsoft"):
+        _matmul_nbits(edit, node)
+    for node in nodes(edit, "MatMulInteger"):
+        _matmul_integer(edit, node)
+    for node in nodes(edit, "MatMul"):
+        _dequantized_matmul(edit, node)
+    for node in nodes(edit, "Gemm"):
+        _dequantized_matmul(edit, node)
+    for node in nodes(edit, "Gather"):
+        _dequantized_gather(edit, node)
+    return edit.finish()
+
+
+# -- com.microsoft.MatMulNBits -------------------------------------------------------------------------------------
+def _matmul_nbits(edit: Editor, node: Node) -> None:
+    K, N, bits, block = (int(node.attrs[k]) for k in ("K", "N", "bits", "block_size"))
+    packed, scales = array(edit, node.inputs[1]), array(edit, node.inputs[2])
+    if bits not in (4, 8) or packed is None or scales is None or node.input(4):
+        return  # the operator's own rule takes it
+    blocks = -(-K // block)
+    codes = unpack_bits(packed.reshape(N, -1), bits)[:, :K]
+    zero = _nbits_zero(array(edit, node.input(3)), N, blocks, bits)
+    weight = QuantizedWeight(codes, scales.astype(np.float32).reshape(N, blocks), zero, bits, block)
+    name = edit.constant(f"{node.inputs[1]}.codes", weight)
+    activations = "a8" if node.attrs.get("accuracy_level", 0) == 4 else "a32"
+    linear(edit, node, node.inputs[0], name, bias=node.input(5), activations=activations)
+
+
+def _nbits_zero(stored: np.ndarray | None, N: int, blocks: int, bits: int) -> float | np.ndarray:
+    if stored is None:
+        return float(1 << (bits - 1))
+    if stored.dtype == np.uint8:
+        row_bytes = -(-blocks * bits // 8)
+        stored = unpack_bits(stored.reshape(N, row_bytes), bits)[:, :blocks]
+    return simplest_zero(stored.reshape(N, blocks).astype(np.float32))
+
+
+def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
+    """[N, bytes] to [N, bytes * 8 / bits] codes, low bits first."""
+    if bits == 8:
+        return packed
+    out = np.empty((packed.shape[0], packed.shape[1] * 2), np.uint8)
+    np.bitwise_and(packed, 15, out=out[:, 0::2])
+    np.right_shift(packed, 4, out=out[:, 1::2])
+    return out
+
+
+def simplest_zero(zero: np.ndarray) -> float | np.ndarray:
+    """One number where all are the same: the kernel then needs no array of them."""
+    first = float(zero.flat[0])
+    return first if np.all(zero == first) else zero
+
+
+# -- DynamicQuantizeLinear + MatMulInteger -> Cast -> Mul -------------------------------------------------------------
+def _matmul_integer(edit: Editor, node: Node) -> None:
+    source = made_by(edit, node.inputs[0], "DynamicQuantizeLinear")
+    codes = array(edit, node.inputs[1])
+    cast = only_user(edit, node.outputs[0], "Cast")
+    scaled = only_user(edit, cast.outputs[0], "Mul") if cast is not None else None
+    if source is None or codes is None or codes.ndim != 2 or cast is None or scaled is None:
+        return
+    factor = scaled.inputs[1] if scaled.inputs[0] == cast.outputs[0] else scaled.inputs[0]
+    product = made_by(edit, factor, "Mul")
+    if product is None or source.outputs[1] not in product.inputs:
+        return
+    scale = array(edit, product.inputs[1] if product.inputs[0] == source.outputs[1] else product.inputs[0])
+    if scale is None or scale.size not in (1, codes.shape[1]):
+        return
+    zero = array(edit, node.input(3)) if node.input(3) else np.zeros((), codes.dtype)
+    if zero is None:
+        return
+    weight = _from_columns(codes, scale.reshape(-1), zero.reshape(-1))
+    name = edit.constant(f"{node.inputs[1]}.codes", weight)
+    linear(edit, node, source.inputs[0], name, output=scaled.outputs[0], activations="a8")
+
+
+def _from_columns(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> QuantizedWeight:
+    """[K, N] integers with one scale and zero point a column (or one for all) to the [N, K] form."""
+    K, N = codes.shape
+    shift = -_LIMITS[codes.dtype.name][0]
+    q = np.ascontiguousarray((codes.astype(np.int16) + shift).T.astype(np.uint8))
+    zeros = np.broadcast_to(zero.astype(np.float32).reshape(-1) + shift, (N,)).reshape(N, 1)
+    scales = np.broadcast_to(scale.astype(np.float32), (N,)).reshape(N, 1).copy()
+    return QuantizedWeight(q, scales, simplest_zero(zeros.copy()), 4 if codes.dtype.name.endswith("int4") else 8, K)
+
+
+# -- DequantizeLinear of a constant -----------------------------------------------------------------------------------
+def _dequantized_matmul(edit: Editor, node: Node) -> None:
+    dequantize = made_by(edit, node.inputs[1], "DequantizeLinear")
+    transposed = bool(node.attrs.get("transB", 0))
+    if dequantize is None:
+        transpose = made_by(edit, node.inputs[1], "Transpose")
+        dequantize = made_by(edit, transpose.inputs[0], "DequantizeLinear") if transpose is not None else None
+        transposed = True
+    if dequantize is None or rank(edit, node.inputs[0]) < 2 or array(edit, node.inputs[0]) is not None:
+        return
+    if node.op == "Gemm" and (node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("transA", 0)):
+        return
+    bias = _dequantized_row(edit, node.input(2))
+    name = _weight_of(edit, dequantize, transposed)
+    if name is None or bias is None:
+        return
+    x, activations = _float_activation(edit, node.inputs[0])
+    linear(edit, node, x, name, bias=bias, activations=activations)
+
+
+def _dequantized_gather(edit: Editor, node: Node) -> None:
+    dequantize = made_by(edit, node.inputs[0], "DequantizeLinear")
+    name = _weight_of(edit, dequantize, True) if dequantize is not None and not node.attrs.get("axis", 0) else None
+    if name is not None:
+        edit.remove(node)
+        edit.add(replace(node, inputs=(name, node.inputs[1])))
+
+
+def _weight_of(edit: Editor, node: Node, transposed: bool) -> str | None:
+    """The constant under a DequantizeLinear as a QuantizedWeight; `transposed` says that it is stored [N, K]."""
+    name = f"{node.inputs[0]}.codes{'.T' if transposed else ''}"
+    if name in edit.constants:
+        return name
+    codes, scale = array(edit, node.inputs[0]), array(edit, node.inputs[1])
+    zero = array(edit, node.input(2)) if node.input(2) else np.zeros((1,), np.float32)
+    if (
+        codes is None
+        or scale is None
+        or zero is None
+        or codes.ndim != 2
+        or codes.dtype.name not in _LIMITS
+        or codes.dtype.itemsize > 1
+    ):
+        return None
+    axis, block = int(node.attrs.get("axis", 1)) % 2, int(node.attrs.get("block_size", 0))
+    shift = -_LIMITS[codes.dtype.name][0]
+    q = (codes.astype(np.int16) + shift).astype(np.uint8)
+    scale, zero = scale.astype(np.float32), zero.astype(np.float32) + shift
+    if not transposed:
+        q, axis = q.T, 1 - axis
+        scale, zero = (v.T if v.ndim == 2 else v for v in (scale, zero))
+    N, K = q.shape
+    if block and axis != 1:
+        return None  # blocks along N: no kernel reads that
+    if not block and axis == 1 and scale.size > 1:
+        return None  # one scale for each input channel
+    groups = -(-K // block) if block else 1
+    shape = (N, groups)
+    fit = lambda v: np.ascontiguousarray(np.broadcast_to(v if v.ndim == 2 else v.reshape(-1, 1), shape))  # noqa: E731
+    bits = 4 if codes.dtype.name.endswith("int4") else 8
+    weight = QuantizedWeight(np.ascontiguousarray(q), fit(scale), simplest_zero(fit(zero)), bits, block or K)
+    edit.types[name] = replace(edit.types[node.inputs[0]], shape=(N, K), dtype="float32")
+    edit.constants[name] = weight
+    return name
+
+
+def _dequantized_row(edit: Editor, name: str) -> str | None:
+    """A bias, dequantised where it is stored as integers; "" where there is none, None where it is run-time data."""
+    if not name or array(edit, name) is not None:
+        return name
+    node = made_by(edit, name, "DequantizeLinear")
+    codes = array(edit, node.inputs[0]) if node is not None else None
+    scale = array(edit, node.inputs[1]) if node is not None else None
+    if node is None or codes is None or scale is None:
+        return None
+    return edit.constant(f"{name}.row", (codes.astype(np.float32) * scale.astype(np.float32)).reshape(-1))
+
+
+def _float_activation(edit: Editor, name: str) -> tuple[str, str]:
+    """(the float value behind DequantizeLinear(QuantizeLinear(x)), clipped as the pair clips it; compute type)."""
+    dequantize = made_by(edit, name, "DequantizeLinear")
+    quantize = made_by(edit, dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
+    if dequantize is None or quantize is None:
+        return name, "a32"
+    dtype = edit.types[quantize.outputs[0]].dtype
+    scale = scalar(edit, quantize.inputs[1])
+    zero = scalar(edit, quantize.input(2)) if quantize.input(2) else 0.0
+    if dtype not in _LIMITS or scale is None or zero is None:
+        return name, "a8"
+    low, high = ((limit - zero) * scale for limit in _LIMITS[dtype])
+    clipped = f"{quantize.inputs[0]}.clipped"
+    if clipped not in edit.types:
+        bounds = [edit.constant(f"{clipped}.{k}", np.asarray(v, np.float32)) for k, v in (("low", low), ("high", high))]
+        node = Node("Clip", (quantize.inputs[0], *bounds), (clipped,), {}, "", quantize.name, 13)
+        edit.add(node, [edit.types[name]])
+    return clipped, "a8"

@@ -1,0 +1,114 @@
+"""Finds the linear layers: every way that exporters write y = x Wᵀ + b becomes `Linear`, every lookup `Embedding`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmc.graph import LLMC, Constant, Editor, Graph, Node
+from llmc.match import array, made_by, nodes, only_user, other, rank
+from llmc.schedules.formats import QuantizedWeight
+
+
+def find_linears(graph: Graph) -> Graph:
+    """Rewrites MatMul and Gemm with a constant matrix, the Add of a constant row after it, and Gather of rows."""
+    edit = Editor(graph)
+    weights = _Transposed(edit)
+    for node in nodes(edit, "MatMul"):
+        _matmul(edit, weights, node)
+    for node in nodes(edit, "Gemm"):
+        _gemm(edit, weights, node)
+    for node in nodes(edit, "Linear", domain=LLMC):
+        _bias(edit, node)
+    for node in nodes(edit, "Gather"):
+        _embedding(edit, node)
+    return edit.finish()
+
+
+class _Transposed:
+    """[N, K] views of [K, N] constants. A weight that is already stored the other way round (tied embeddings) is
+    found again by the memory it lives in, so that one stored copy serves both uses."""
+
+    def __init__(self, edit: Editor) -> None:
+        self.edit = edit
+        self.known = {_memory(v): k for k, v in edit.constants.items() if isinstance(v, np.ndarray) and v.ndim == 2}
+
+    def of(self, name: str) -> str | None:
+        """Name of the constant's transpose; None where `name` is no float matrix."""
+        transposed = made_by(self.edit, name, "Transpose")
+        if transposed is not None and array(self.edit, transposed.inputs[0]) is not None:
+            return transposed.inputs[0] if rank(self.edit, transposed.inputs[0]) == 2 else None
+        value = array(self.edit, name)
+        if value is None or value.ndim != 2 or value.dtype != np.float32:
+            return None
+        view = value.T
+        key = _memory(view)
+        if key not in self.known:
+            self.known[key] = self.edit.constant(f"{name}.T", view)
+        return self.known[key]
+
+
+def _memory(value: np.ndarray) -> tuple[object, ...]:
+    return (value.__array_interface__["data"][0], value.shape, value.strides, value.dtype.str)
+
+
+def linear(
+    edit: Editor, like: Node, x: str, weight: str, *, bias: str = "", output: str = "", activations: str = "a32"
+) -> Node:
+    """Put a `Linear` in the place of `like`, with `like`'s name."""
+    attrs = {"activation": "none", "activations": activations}
+    out = output or like.outputs[0]
+    return edit.add(Node("Linear", (x, weight, bias, ""), (out,), attrs, LLMC, like.name, 1))
+
+
+def _matmul(edit: Editor, weights: _Transposed, node: Node) -> None:
+    x, w = node.inputs
+    if array(edit, x) is not None or rank(edit, x) < 2:
+        return
+    weight = weights.of(w)
+    if weight is not None:
+        linear(edit, node, x, weight)
+
+
+def _gemm(edit: Editor, weights: _Transposed, node: Node) -> None:
+    x, w, bias = node.inputs[0], node.inputs[1], node.input(2)
+    plain = (
+        node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0 and not node.attrs.get("transA", 0)
+    )
+    value = array(edit, w)
+    if not plain or value is None or value.dtype != np.float32:
+        return
+    weight = w if node.attrs.get("transB", 0) else weights.of(w)
+    row = array(edit, bias) if bias else None
+    if weight is None or (bias and (row is None or row.size != edit.types[weight].shape[0])):
+        return
+    if row is not None and row.ndim != 1:
+        bias = edit.constant(f"{bias}.row", row.reshape(-1))
+    linear(edit, node, x, weight, bias=bias)
+
+
+def _bias(edit: Editor, node: Node) -> None:
+    """A constant row added right after is the layer's bias."""
+    add = only_user(edit, node.outputs[0], "Add")
+    if add is None or node.inputs[2]:
+        return
+    bias = other(add, node.outputs[0])
+    row = array(edit, bias)
+    n = edit.types[node.inputs[1]].shape[0]
+    if row is None or row.size != n or row.shape[-1:] != (n,) or row.dtype != np.float32:
+        return
+    if row.ndim != 1:
+        bias = edit.constant(f"{bias}.row", row.reshape(-1))
+    edit.remove(node)
+    edit.remove(add)
+    edit.add(Node("Linear", (node.inputs[0], node.inputs[1], bias, ""), add.outputs, node.attrs, LLMC, node.name, 1))
+
+
+def _embedding(edit: Editor, node: Node) -> None:
+    table: Constant | None = edit.constants.get(node.inputs[0])
+    if node.attrs.get("axis", 0) != 0 or table is None or rank(edit, node.inputs[0]) != 2:
+        return
+    if isinstance(table, QuantizedWeight) or (table.dtype == np.float32 and table.shape[1] >= 16):
+        if edit.types[node.inputs[1]].dtype != "int64":
+            return
+        edit.remove(node)
+        edit.add(Node("Embedding", node.inputs, node.outputs, {}, LLMC, node.name, 1))
