@@ -1,0 +1,278 @@
+"""Operators that treat every element alike: arithmetic, comparisons, logic, casts and activations.
+
+Semantics of the ONNX specification: numpy broadcasting, integer division truncates, comparisons give bool.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import onnx
+
+from llmc.ops.context import Context, Rule
+from llmc.ops.tensor import broadcast_shape, cast, elementwise, immediate, is_float, reshape, select, shape_of
+from llmc.tvm_shim import Expr, relax, te, tirx
+
+op = relax.op
+
+
+def onnx_dtype(code: int) -> str:
+    """numpy's name of an onnx.TensorProto data type."""
+    return onnx.helper.tensor_dtype_to_np_dtype(code).name
+
+
+# -- binary -----------------------------------------------------------------------------------------------------
+def _binary(f: Callable[[Expr, Expr], Expr]) -> Rule:
+    """A Relax operator that already means what ONNX says."""
+
+    def rule(ctx: Context) -> Expr:
+        broadcast_shape(ctx, ctx.shape(0), ctx.shape(1))
+        return f(ctx.x(0), ctx.x(1))
+
+    return rule
+
+
+def _scalar_binary(name: str, f: Callable[[Any, Any], Any]) -> Rule:
+    return lambda ctx: elementwise(ctx, name, f, ctx.x(0), ctx.x(1))
+
+
+def _variadic(f: Callable[[Expr, Expr], Expr]) -> Rule:
+    def rule(ctx: Context) -> Expr:
+        broadcast_shape(ctx, *(ctx.shape(i) for i in range(len(ctx))))
+        return reduce(lambda a, b: ctx.emit(f(a, b)), (ctx.x(i) for i in range(len(ctx))))
+
+    return rule
+
+
+def _mean(ctx: Context) -> Expr:
+    return op.multiply(_variadic(op.add)(ctx), ctx.literal(1 / len(ctx), ctx.dtype()))
+
+
+def _divide(ctx: Context) -> Expr:
+    f = (lambda a, b: a / b) if is_float(ctx.dtype()) else te.truncdiv
+    return elementwise(ctx, "divide", f, ctx.x(0), ctx.x(1))
+
+
+def _mod(ctx: Context) -> Expr:
+    """fmod = 1: the sign of the dividend, as C's; otherwise integers with the sign of the divisor, as Python's."""
+    if is_float(ctx.dtype()):
+        f = te.fmod if ctx.attr("fmod", 0) else lambda a, b: a - te.floor(a / b) * b
+    else:
+        f = te.truncmod if ctx.attr("fmod", 0) else te.floormod
+    return elementwise(ctx, "mod", f, ctx.x(0), ctx.x(1))
+
+
+def _pow(ctx: Context) -> Expr:
+    """The exponent may be of another type; small constant exponents become multiplications and roots."""
+    x, exponent, dtype = ctx.x(0), immediate(ctx.x(1)), ctx.dtype()
+    if exponent is not None and is_float(dtype):
+        value = float(exponent.value)
+        if value in (1, 2, 3):
+            broadcast_shape(ctx, ctx.shape(0), ctx.shape(1))
+            return elementwise(ctx, "power", lambda a, _: reduce(lambda p, q: p * q, [a] * int(value)), x, ctx.x(1))
+        if value == 0.5:
+            return elementwise(ctx, "power", lambda a, _: te.sqrt(a), x, ctx.x(1))
+    wide = dtype if is_float(dtype) else "float64"
+    return elementwise(ctx, "power", lambda a, b: te.power(a.astype(wide), b.astype(wide)).astype(dtype), x, ctx.x(1))
+
+
+def _shift(ctx: Context) -> Expr:
+    left = ctx.attr("direction") in ("LEFT", b"LEFT")
+    f = (lambda a, b: a << b) if left else (lambda a, b: a >> b)
+    return elementwise(ctx, "bit_shift", f, ctx.x(0), ctx.x(1))
+
+
+def _prelu(ctx: Context) -> Expr:
+    zero = te.const(0, ctx.dtype())
+    return elementwise(ctx, "prelu", lambda a, slope: select(a < zero, a * slope, a), ctx.x(0), ctx.x(1))
+
+
+# -- unary ------------------------------------------------------------------------------------------------------
+def _unary(f: Callable[[Expr], Expr]) -> Rule:
+    return lambda ctx: f(ctx.x())
+
+
+def _scalar(name: str, f: Callable[..., Any], **defaults: float) -> Rule:
+    """`f(x, **attributes)` on every element; attributes absent from the node have the standard's defaults."""
+
+    def rule(ctx: Context) -> Expr:
+        attrs = {k: te.const(float(ctx.attr(k, v)), ctx.dtype()) for k, v in defaults.items()}
+        return elementwise(ctx, name, lambda a: f(a, **attrs), ctx.x())
+
+    return rule
+
+
+def _c(x: Any, value: float) -> Any:
+    """`value` in the type of `x`."""
+    return te.const(value, str(x.ty.dtype) if hasattr(x, "ty") else x.dtype)
+
+
+def sigmoid(x: Any) -> Any:
+    return _c(x, 1) / (_c(x, 1) + te.exp(-x))
+
+
+def softplus(x: Any) -> Any:
+    """log(1 + e**x) without overflow."""
+    return te.max(x, _c(x, 0)) + te.log(_c(x, 1) + te.exp(-te.abs(x)))
+
+
+def gelu(x: Any) -> Any:
+    return _c(x, 0.5) * x * (_c(x, 1) + te.erf(x * _c(x, math.sqrt(0.5))))
+
+
+def gelu_tanh(x: Any) -> Any:
+    inner = _c(x, math.sqrt(2 / math.pi)) * (x + _c(x, 0.044715) * x * x * x)
+    return _c(x, 0.5) * x * (_c(x, 1) + te.tanh(inner))
+
+
+def _elu(x: Any, alpha: Any) -> Any:
+    return select(x < _c(x, 0), alpha * (te.exp(x) - _c(x, 1)), x)
+
+
+def _hard_sigmoid(x: Any, alpha: Any, beta: Any) -> Any:
+    return te.max(_c(x, 0), te.min(_c(x, 1), alpha * x + beta))
+
+
+def _shrink(x: Any, bias: Any, lambd: Any) -> Any:
+    return select(x < -lambd, x + bias, select(x > lambd, x - bias, _c(x, 0)))
+
+
+def _sign(x: Any) -> Any:
+    return select(x > _c(x, 0), _c(x, 1), select(x < _c(x, 0), _c(x, -1), _c(x, 0)))
+
+
+def _gelu(ctx: Context) -> Expr:
+    tanh = ctx.attr("approximate", "none") in ("tanh", b"tanh")
+    return elementwise(ctx, "gelu", gelu_tanh if tanh else gelu, ctx.x())
+
+
+def _is_inf(ctx: Context) -> Expr:
+    def test(x: Any) -> Any:
+        found = []
+        if ctx.attr("detect_positive", 1):
+            found.append(x == te.max_value(str(x.ty.dtype)) * _c(x, 2))
+        if ctx.attr("detect_negative", 1):
+            found.append(x == te.max_value(str(x.ty.dtype)) * _c(x, -2))
+        return reduce(tirx.any, found) if found else te.const(False, "bool")
+
+    return elementwise(ctx, "is_inf", test, ctx.x())
+
+
+def _clip(ctx: Context) -> Expr:
+    """Bounds are inputs; a minimum above the maximum gives the maximum."""
+    y = ctx.x()
+    if ctx.has(1):
+        y = elementwise(ctx, "clip_low", te.max, y, reshape(ctx, ctx.x(1), ()))
+    if ctx.has(2):
+        y = elementwise(ctx, "clip_high", te.min, y, reshape(ctx, ctx.x(2), ()))
+    return y
+
+
+def _where(ctx: Context) -> Expr:
+    return elementwise(ctx, "where", select, ctx.x(0), ctx.x(1), ctx.x(2))
+
+
+# -- types ------------------------------------------------------------------------------------------------------
+def _cast_to(ctx: Context, dtype: str) -> Expr:
+    if dtype == "bool" and ctx.dtype() != "bool":
+        return elementwise(ctx, "to_bool", lambda a: a != _c(a, 0), ctx.x())
+    return cast(ctx, ctx.x(), dtype)
+
+
+def _cast(ctx: Context) -> Expr:
+    return _cast_to(ctx, onnx_dtype(ctx.attr("to")))
+
+
+def _cast_like(ctx: Context) -> Expr:
+    return _cast_to(ctx, ctx.dtype(1))
+
+
+def _dropout(ctx: Context) -> tuple[Expr, ...]:
+    """Inference: the identity, and a mask of ones."""
+    training = ctx.const(2) if ctx.has(2) else np.zeros(())
+    if training is None or training.any():
+        ctx.fail("Dropout in training mode is random; export the model for inference")
+    return ctx.x(), op.full(list(shape_of(ctx.x())), relax.const(np.bool_(True)), "bool")
+
+
+_SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
+
+RULES: dict[str, Rule] = {
+    "Add": _binary(op.add),
+    "Sub": _binary(op.subtract),
+    "Mul": _binary(op.multiply),
+    "Div": _divide,
+    "Mod": _mod,
+    "Pow": _pow,
+    "BitShift": _shift,
+    "BitwiseAnd": _binary(op.bitwise_and),
+    "BitwiseOr": _binary(op.bitwise_or),
+    "BitwiseXor": _binary(op.bitwise_xor),
+    "BitwiseNot": _unary(op.bitwise_not),
+    "And": _binary(op.logical_and),
+    "Or": _binary(op.logical_or),
+    "Xor": _scalar_binary("logical_xor", lambda a, b: a != b),
+    "Not": _unary(op.logical_not),
+    "Equal": _binary(op.equal),
+    "Greater": _binary(op.greater),
+    "GreaterOrEqual": _binary(op.greater_equal),
+    "Less": _binary(op.less),
+    "LessOrEqual": _binary(op.less_equal),
+    "Max": _variadic(op.maximum),
+    "Min": _variadic(op.minimum),
+    "Sum": _variadic(op.add),
+    "Mean": _mean,
+    "PRelu": _prelu,
+    "Where": _where,
+    "Clip": _clip,
+    "Cast": _cast,
+    "CastLike": _cast_like,
+    "Identity": lambda ctx: ctx.x(),
+    "Dropout": _dropout,
+    "Abs": _scalar("abs", te.abs),
+    "Neg": _scalar("negative", lambda x: _c(x, 0) - x),
+    "Sign": _scalar("sign", _sign),
+    "Reciprocal": _scalar("reciprocal", lambda x: _c(x, 1) / x),
+    "Round": _scalar("round", te.nearbyint),
+    "Ceil": _unary(op.ceil),
+    "Floor": _unary(op.floor),
+    "Sqrt": _unary(op.sqrt),
+    "Exp": _unary(op.exp),
+    "Log": _unary(op.log),
+    "Erf": _unary(op.erf),
+    "Sin": _unary(op.sin),
+    "Cos": _unary(op.cos),
+    "Tan": _unary(op.tan),
+    "Sinh": _unary(op.sinh),
+    "Cosh": _unary(op.cosh),
+    "Tanh": _unary(op.tanh),
+    "Asin": _unary(op.asin),
+    "Acos": _unary(op.acos),
+    "Atan": _unary(op.atan),
+    "Asinh": _unary(op.asinh),
+    "Acosh": _unary(op.acosh),
+    "Atanh": _unary(op.atanh),
+    "IsNaN": _scalar("is_nan", lambda x: x != x),
+    "IsInf": _is_inf,
+    "Relu": _scalar("relu", lambda x: te.max(x, _c(x, 0))),
+    "LeakyRelu": _scalar("leaky_relu", lambda x, alpha: select(x < _c(x, 0), alpha * x, x), alpha=0.01),
+    "ThresholdedRelu": _scalar("thresholded_relu", lambda x, alpha: select(x > alpha, x, _c(x, 0)), alpha=1.0),
+    "Elu": _scalar("elu", _elu, alpha=1.0),
+    "Selu": _scalar("selu", lambda x, alpha, gamma: gamma * _elu(x, alpha), alpha=_SELU_ALPHA, gamma=_SELU_GAMMA),
+    "Celu": _scalar(
+        "celu", lambda x, alpha: select(x < _c(x, 0), alpha * (te.exp(x / alpha) - _c(x, 1)), x), alpha=1.0
+    ),
+    "Sigmoid": _scalar("sigmoid", sigmoid),
+    "HardSigmoid": _scalar("hard_sigmoid", _hard_sigmoid, alpha=0.2, beta=0.5),
+    "HardSwish": _scalar("hard_swish", lambda x: x * _hard_sigmoid(x, _c(x, 1 / 6), _c(x, 0.5))),
+    "Softplus": _scalar("softplus", softplus),
+    "Softsign": _scalar("softsign", lambda x: x / (_c(x, 1) + te.abs(x))),
+    "Mish": _scalar("mish", lambda x: x * te.tanh(softplus(x))),
+    "Swish": _scalar("swish", lambda x, alpha: x * sigmoid(alpha * x), alpha=1.0),
+    "Shrink": _scalar("shrink", _shrink, bias=0.0, lambd=0.5),
+    "Gelu": _gelu,
+}

@@ -1,0 +1,99 @@
+"""Reductions. Axes are an attribute in old opsets and an input in new ones; no axes means all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llmc.ops.context import Context, Rule
+from llmc.ops.shape import axes_of
+from llmc.ops.tensor import cast, compute, elementwise, is_float, product, shape_of
+from llmc.tvm_shim import Expr, relax, te, topi
+
+op = relax.op
+Reducer = Callable[[Expr, list[int], bool], Expr]
+
+
+def _reduction(reduce_: Callable[[Context, Expr, list[int], bool], Expr]) -> Rule:
+    def rule(ctx: Context) -> Expr:
+        rank = ctx.rank()
+        axes = axes_of(ctx, 1, rank)
+        if not axes:
+            axes = [] if ctx.attr("noop_with_empty_axes", 0) else list(range(rank))
+        return reduce_(ctx, ctx.x(), axes, bool(ctx.attr("keepdims", 1)))
+
+    return rule
+
+
+def _plain(f: Reducer) -> Rule:
+    return _reduction(lambda ctx, x, axes, keep: f(x, axes, keep) if axes else x)
+
+
+def mean(ctx: Context, x: Expr, axes: list[int], keep: bool) -> Expr:
+    """The mean over `axes`; integers are truncated."""
+    if not axes:
+        return x
+    if is_float(str(x.ty.dtype)):
+        return ctx.emit(op.mean(x, axes, keep))
+    total = ctx.emit(op.sum(x, axes, keep))
+    count = product(shape_of(x)[a] for a in axes)
+
+    def body(t: te.Tensor, n: int) -> te.Tensor:
+        return te.compute(t.shape, lambda *i: te.truncdiv(t(*i), te.const(1, t.dtype) * n), name="mean")
+
+    return compute(ctx, "mean", body, total, count)
+
+
+def _square_sum(ctx: Context, x: Expr, axes: list[int], keep: bool) -> Expr:
+    return op.sum(ctx.emit(op.multiply(x, x)), axes, keep)
+
+
+def _l1(ctx: Context, x: Expr, axes: list[int], keep: bool) -> Expr:
+    return op.sum(elementwise(ctx, "abs", te.abs, x), axes, keep)
+
+
+def _root(ctx: Context, x: Expr) -> Expr:
+    dtype = str(x.ty.dtype)
+    return cast(ctx, ctx.emit(op.sqrt(cast(ctx, x, dtype if is_float(dtype) else "float64"))), dtype)
+
+
+def _log(ctx: Context, x: Expr) -> Expr:
+    dtype = str(x.ty.dtype)
+    return cast(ctx, ctx.emit(op.log(cast(ctx, x, dtype if is_float(dtype) else "float64"))), dtype)
+
+
+def _log_sum_exp(ctx: Context, x: Expr, axes: list[int], keep: bool) -> Expr:
+    """The maximum is taken out first, so that nothing overflows."""
+    top = ctx.emit(op.max(x, axes, True))
+    total = ctx.emit(op.sum(ctx.emit(op.exp(ctx.emit(op.subtract(x, top)))), axes, True))
+    y = ctx.emit(op.add(ctx.emit(op.log(total)), top))
+    return y if keep else op.squeeze(y, axes)
+
+
+def _arg(f: Callable[..., object], largest: bool) -> Rule:
+    def rule(ctx: Context) -> Expr:
+        axis = ctx.axis(int(ctx.attr("axis", 0)), ctx.rank())
+        keep, last = bool(ctx.attr("keepdims", 1)), bool(ctx.attr("select_last_index", 0))
+
+        def body(x: te.Tensor) -> te.Tensor:
+            index = f(x, axis=axis, keepdims=keep, select_last_index=last)
+            return topi.cast(index, "int64")
+
+        return compute(ctx, "argmax" if largest else "argmin", body, ctx.x())
+
+    return rule
+
+
+RULES: dict[str, Rule] = {
+    "ReduceSum": _plain(op.sum),
+    "ReduceMax": _plain(op.max),
+    "ReduceMin": _plain(op.min),
+    "ReduceProd": _plain(op.prod),
+    "ReduceMean": _reduction(mean),
+    "ReduceSumSquare": _reduction(_square_sum),
+    "ReduceL1": _reduction(_l1),
+    "ReduceL2": _reduction(lambda ctx, x, axes, keep: _root(ctx, ctx.emit(_square_sum(ctx, x, axes, keep)))),
+    "ReduceLogSum": _reduction(lambda ctx, x, axes, keep: _log(ctx, ctx.emit(op.sum(x, axes, keep)))),
+    "ReduceLogSumExp": _reduction(_log_sum_exp),
+    "ArgMax": _arg(topi.argmax, True),
+    "ArgMin": _arg(topi.argmin, False),
+}

@@ -1,0 +1,300 @@
+"""Operators that move, select or make elements: reshapes, slices, joins, constants and ranges.
+
+Shape operands are integer expressions over the model's symbols. A *symbolic* bound is trusted to lie inside of its
+tensor, as exporters mean it (a slice up to the sequence length); a constant one is clamped as the standard says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llmc.graph import Dim, same_dim
+from llmc.ops.context import Context, Rule
+from llmc.ops.tensor import (
+    broadcast_shape,
+    broadcast_to,
+    compute,
+    concat,
+    full,
+    permute,
+    product,
+    reshape,
+    select,
+    shape_of,
+    simplify,
+    take_slice,
+)
+from llmc.tvm_shim import Expr, relax, te, tirx
+
+
+def axes_of(ctx: Context, i: int, rank: int) -> list[int] | None:
+    """The axes of a node, an attribute in old opsets and input `i` in new ones; None where there are none."""
+    axes = ctx.ints(i) if ctx.has(i) else ctx.attr("axes")
+    return None if axes is None else [ctx.axis(int(a), rank) for a in axes]
+
+
+# -- same elements, another shape -------------------------------------------------------------------------------
+def _reshape(ctx: Context) -> Expr:
+    old, new = ctx.shape(), ctx.dims(1)
+    if not ctx.attr("allowzero", 0):
+        new = [old[i] if isinstance(d, int) and d == 0 else d for i, d in enumerate(new)]
+    if any(isinstance(d, int) and d == -1 for d in new):
+        known = product(d for d in new if not (isinstance(d, int) and d == -1))
+        rest = simplify(product(old) // known)
+        new = [rest if isinstance(d, int) and d == -1 else d for d in new]
+    else:
+        ctx.unify(product(old), product(new))
+    return reshape(ctx, ctx.x(), new)
+
+
+def _flatten(ctx: Context) -> Expr:
+    shape, axis = ctx.shape(), int(ctx.attr("axis", 1))
+    axis = axis + len(shape) if axis < 0 else axis
+    return reshape(ctx, ctx.x(), [product(shape[:axis]), product(shape[axis:])])
+
+
+def _squeeze(ctx: Context) -> Expr:
+    shape = ctx.shape()
+    axes = axes_of(ctx, 1, len(shape))
+    if axes is None:
+        axes = [i for i, d in enumerate(shape) if isinstance(d, int) and d == 1]
+    for a in axes:
+        ctx.unify(shape[a], 1)
+    return reshape(ctx, ctx.x(), [d for i, d in enumerate(shape) if i not in axes])
+
+
+def _unsqueeze(ctx: Context) -> Expr:
+    given = ctx.ints(1) if ctx.has(1) else list(ctx.attr("axes"))
+    rank = ctx.rank() + len(given)
+    axes, rest = {ctx.axis(int(a), rank) for a in given}, iter(ctx.shape())
+    return reshape(ctx, ctx.x(), [1 if i in axes else next(rest) for i in range(rank)])
+
+
+def _transpose(ctx: Context) -> Expr:
+    return permute(ctx, ctx.x(), ctx.attr("perm") or list(range(ctx.rank()))[::-1])
+
+
+def _depth_to_space(ctx: Context) -> Expr:
+    (n, c, h, w), b = ctx.shape(), int(ctx.attr("blocksize"))
+    if ctx.attr("mode", "DCR") in ("DCR", b"DCR"):
+        split, perm = [n, b, b, simplify(c // (b * b)), h, w], [0, 3, 4, 1, 5, 2]
+    else:
+        split, perm = [n, simplify(c // (b * b)), b, b, h, w], [0, 1, 4, 2, 5, 3]
+    y = permute(ctx, reshape(ctx, ctx.x(), split), perm)
+    return reshape(ctx, y, [n, simplify(c // (b * b)), h * b, w * b])
+
+
+def _space_to_depth(ctx: Context) -> Expr:
+    (n, c, h, w), b = ctx.shape(), int(ctx.attr("blocksize"))
+    y = reshape(ctx, ctx.x(), [n, c, simplify(h // b), b, simplify(w // b), b])
+    return reshape(ctx, permute(ctx, y, [0, 3, 5, 1, 2, 4]), [n, c * b * b, simplify(h // b), simplify(w // b)])
+
+
+# -- more or fewer elements -------------------------------------------------------------------------------------
+def _expand(ctx: Context) -> Expr:
+    return broadcast_to(ctx, ctx.x(), broadcast_shape(ctx, ctx.shape(), ctx.dims(1)))
+
+
+def _tile(ctx: Context) -> Expr:
+    repeats, shape = ctx.dims(1), ctx.shape()
+
+    def body(x: Any, out: list[Any], sizes: list[Any]) -> Any:
+        return te.compute(out, lambda *i: x(*(te.floormod(a, d) for a, d in zip(i, sizes, strict=True))), name="tile")
+
+    out = [simplify(d * r) for d, r in zip(shape, repeats, strict=True)]
+    return compute(ctx, "tile", body, ctx.x(), out, list(shape))
+
+
+def _concat(ctx: Context) -> Expr:
+    return concat(ctx, [ctx.x(i) for i in range(len(ctx))], ctx.axis(int(ctx.attr("axis")), ctx.rank()))
+
+
+def _split(ctx: Context) -> tuple[Expr, ...]:
+    axis = ctx.axis(int(ctx.attr("axis", 0)), ctx.rank())
+    dim, count = ctx.shape()[axis], len(ctx.node.outputs)
+    sizes: Sequence[Dim]
+    if ctx.has(1):
+        sizes = ctx.dims(1)
+    elif ctx.attr("split"):
+        sizes = [int(s) for s in ctx.attr("split")]
+    else:
+        count = int(ctx.attr("num_outputs", count))
+        each = simplify((dim + count - 1) // count)
+        sizes = [each] * (count - 1) + [simplify(dim - each * (count - 1))]
+    total: Dim = 0
+    starts = []
+    for s in sizes:
+        starts.append(total)
+        total = simplify(total + s)
+    ctx.unify(total, dim)
+    return tuple(take_slice(ctx, ctx.x(), axis, b, s) for b, s in zip(starts, sizes, strict=True))
+
+
+def _slice_range(dim: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
+    """(first index, count) of numpy's dim[start:end:step], constants clamped and symbols trusted."""
+
+    def place(bound: Dim) -> Dim:
+        """A bound as a place in 0..dim (forwards) or -1..dim-1 (backwards)."""
+        low, high = (0, dim) if step > 0 else (-1, dim - 1)
+        if not isinstance(bound, int):
+            return simplify(bound)
+        if isinstance(dim, int):
+            return min(max(bound + dim if bound < 0 else bound, low), high)  # type: ignore[type-var, return-value]
+        if bound >= 2**31 - 1:
+            return high
+        if bound <= -(2**31) + 1:
+            return low
+        if bound < 0:
+            return simplify(dim + bound if bound == -1 else tirx.max(dim + bound, low))
+        return bound if bound <= 1 and step > 0 else simplify(tirx.min(bound, high))
+
+    first, last = place(start), place(end)
+    span = simplify(last - first if step > 0 else first - last)
+    count = simplify((span + abs(step) - 1) // abs(step))
+    return first, max(count, 0) if isinstance(count, int) else count
+
+
+def _slice(ctx: Context) -> Expr:
+    x, rank = ctx.x(), ctx.rank()
+    starts, ends = ctx.dims(1), ctx.dims(2)
+    axes = [ctx.axis(a, rank) for a in ctx.ints(3)] if ctx.has(3) else range(len(starts))
+    steps = ctx.ints(4) if ctx.has(4) else [1] * len(starts)
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        dim = shape_of(x)[axis]
+        first, count = _slice_range(dim, start, end, step)
+        if not (step == 1 and isinstance(first, int) and first == 0 and same_dim(dim, count)):
+            x = take_slice(ctx, x, axis, first, count, step)
+    return x
+
+
+def _pad(ctx: Context) -> Expr:
+    x, rank, shape = ctx.x(), ctx.rank(), ctx.shape()
+    mode = ctx.attr("mode", "constant")
+    mode = mode.decode() if isinstance(mode, bytes) else mode
+    given = ctx.dims(1) if ctx.has(1) else list(ctx.attr("pads"))
+    axes = [ctx.axis(a, rank) for a in ctx.ints(3)] if ctx.has(3) else list(range(rank))
+    before: list[Dim] = [0] * rank
+    after: list[Dim] = [0] * rank
+    for n, a in enumerate(axes):
+        before[a], after[a] = given[n], given[n + len(axes)]
+    value = ctx.x(2) if ctx.has(2) else full(ctx, (), ctx.attr("value", 0), ctx.dtype())
+    value = reshape(ctx, value, ())
+
+    def source(i: Any, d: Any) -> Any:
+        if mode == "edge":
+            return te.max(te.min(i, d - 1), te.const(0, "int64"))
+        if mode == "wrap":
+            return te.floormod(i, d)
+        period = te.max(2 * (d - 1), te.const(1, "int64"))  # reflect: … 2 1 | 0 1 2 | 1 0 …
+        r = te.floormod(i, period)
+        return te.min(r, period - r) if mode == "reflect" else i
+
+    def body(t: Any, pad: Any, out: list[Any], low: list[Any], sizes: list[Any]) -> Any:
+        def element(*i: Any) -> Any:
+            at = [a - b for a, b in zip(i, low, strict=True)]
+            if mode != "constant":
+                return t(*(source(a, d) for a, d in zip(at, sizes, strict=True)))
+            inside = [c for n, (a, d) in enumerate(zip(at, sizes, strict=True)) if n in axes for c in (a >= 0, a < d)]
+            return te.if_then_else(tirx.all(*inside), t(*at), pad()) if inside else t(*at)
+
+        return te.compute(out, element, name="pad")
+
+    out = [simplify(d + b + a) for d, b, a in zip(shape, before, after, strict=True)]
+    return compute(ctx, "pad", body, x, value, out, before, list(shape))
+
+
+def _trilu(ctx: Context) -> Expr:
+    k = ctx.dims(1)[0] if ctx.has(1) else 0
+    upper, zero = ctx.attr("upper", 1), te.const(0, ctx.dtype())
+
+    def body(x: Any, out: list[Any], offset: Any) -> Any:
+        def element(*i: Any) -> Any:
+            distance = i[-1] - i[-2]
+            return select(distance >= offset if upper else distance <= offset, x(*i), zero)
+
+        return te.compute(out, element, name="trilu")
+
+    return compute(ctx, "trilu", body, ctx.x(), list(ctx.shape()), k)
+
+
+# -- made from shapes -------------------------------------------------------------------------------------------
+def _shape(ctx: Context) -> Expr:
+    shape = ctx.shape()[slice(ctx.attr("start", 0), ctx.attr("end"))]
+    return _dims_tensor(ctx, shape)
+
+
+def _size(ctx: Context) -> Expr:
+    return reshape(ctx, _dims_tensor(ctx, [product(ctx.shape())]), ())
+
+
+def _dims_tensor(ctx: Context, dims: Sequence[Dim]) -> Expr:
+    if all(isinstance(d, int) for d in dims):
+        return ctx.emit(ctx.literal(np.array(dims, np.int64), "int64"))
+    return ctx.emit(relax.op.shape_to_tensor(relax.ShapeExpr(list(dims))))
+
+
+def _constant_of_shape(ctx: Context) -> Expr:
+    value = np.asarray(ctx.attr("value", np.zeros(1, np.float32)))
+    return full(ctx, ctx.dims(0), value.reshape(-1)[0].item(), value.dtype.name)
+
+
+def _range(ctx: Context) -> Expr:
+    numbers = [ctx.const(i) for i in range(3)]
+    if all(n is not None for n in numbers):
+        a, b, d = (n.reshape(-1)[0] for n in numbers)  # type: ignore[union-attr]
+        count: Dim = max(math.ceil((float(b) - float(a)) / float(d)), 0)
+        first, step = a.item(), d.item()
+    else:
+        first, (limit,), (step,) = ctx.dims(0)[0], ctx.dims(1), ctx.dims(2)
+        if not isinstance(step, int):
+            ctx.fail("Range with a symbolic step")
+        count = simplify((limit - first + (step - 1 if step > 0 else step + 1)) // step)
+    dtype = ctx.dtype()
+
+    def body(out: list[Any], begin: Any) -> Any:
+        return (
+            te.compute(out, lambda i: te.const(first, dtype) + i.astype(dtype) * te.const(step, dtype), name="range")
+            if isinstance(first, float)
+            else te.compute(out, lambda i: (begin + i * step).astype(dtype), name="range")
+        )
+
+    return compute(ctx, "range", body, [count], 0 if isinstance(first, float) else first)
+
+
+def _eye_like(ctx: Context) -> Expr:
+    from llmc.ops.elementwise import onnx_dtype
+
+    dtype = onnx_dtype(ctx.attr("dtype")) if ctx.attr("dtype") else ctx.dtype()
+    k = int(ctx.attr("k", 0))
+
+    def body(out: list[Any]) -> Any:
+        return te.compute(out, lambda i, j: select(j - i == k, te.const(1, dtype), te.const(0, dtype)), name="eye")
+
+    return compute(ctx, "eye", body, list(ctx.shape()))
+
+
+RULES: dict[str, Rule] = {
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Transpose": _transpose,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
+    "Expand": _expand,
+    "Tile": _tile,
+    "Concat": _concat,
+    "Split": _split,
+    "Slice": _slice,
+    "Pad": _pad,
+    "Trilu": _trilu,
+    "Shape": _shape,
+    "Size": _size,
+    "ConstantOfShape": _constant_of_shape,
+    "Range": _range,
+    "EyeLike": _eye_like,
+}
