@@ -1,0 +1,221 @@
+"""The low-bit linear layer, y = act(x W^T + bias) + residual with W kept as 2-, 4- or 8-bit codes.
+
+Two compute types over one packed layout (`packing`): "a8" quantises x to int8 by row and group inside the kernel and
+multiplies integers (the Q4_0 x Q8_0 scheme of llama.cpp); "a32" makes the weights float32. One kernel serves every
+M: `lowbit_kernel` says how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmc.errors import KernelError
+from llmc.schedules import epilogue
+from llmc.schedules.base import Arg, Arrays, Config, Space, Template, Work, Workload
+from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.gemm.activations import quantize_reference
+from llmc.schedules.gemm.lowbit_a8 import Int8Kernel
+from llmc.schedules.gemm.lowbit_a32 import Float32Kernel
+from llmc.schedules.gemm.packing import LowBitLayout, pack_weight, smallest_scale_dtype
+from llmc.targets.base import Target
+from llmc.targets.dot import ByteDot
+
+
+@dataclass(frozen=True)
+class LowBitLinearWorkload(Workload):
+    """x [M, K] float32 times a `QuantizedWeight` [N, K], M left to run time.
+
+    `symmetric`: one zero point, `zero`, for the whole weight; else the kernel reads one for each row and group.
+    group_size >= K is one scale a row. With activation silu_mul the weight's first N/2 rows are the gate, the others
+    the up projection, and y has N/2 columns; else N. bias [N] is added before the activation, residual (shaped like
+    y) after it. Raises KernelError for an unknown activation or compute type, and an odd N of silu_mul.
+    """
+
+    N: int
+    K: int
+    bits: int
+    group_size: int
+    symmetric: bool = True
+    zero: float = 0.0
+    scale_dtype: str = "float32"
+    activations: str = "a8"
+    bias: bool = False
+    activation: str = "none"
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.activation not in epilogue.ACTIVATIONS:
+            raise KernelError(
+                f"activation {self.activation!r} is unknown", hint=f"one of {', '.join(epilogue.ACTIVATIONS)}"
+            )
+        if self.activations not in ("a8", "a32"):
+            raise KernelError(f"activations {self.activations!r} are unknown", hint="a8 or a32")
+        if self.N % self.halves:
+            raise KernelError(f"silu_mul needs gate and up of one size: N = {self.N} is odd")
+
+    @classmethod
+    def of(
+        cls,
+        weight: QuantizedWeight,
+        *,
+        activations: str = "a8",
+        bias: bool = False,
+        activation: str = "none",
+        residual: bool = False,
+    ) -> LowBitLinearWorkload:
+        """The workload that multiplies with `weight`. Integer sums can only start at a whole zero point: with a8 a
+        fractional one is handled as if it differed between groups."""
+        zero = weight.zero
+        symmetric = not isinstance(zero, np.ndarray) and (activations == "a32" or float(zero).is_integer())
+        return cls(
+            weight.N,
+            weight.K,
+            weight.bits,
+            weight.group_size,
+            symmetric,
+            float(zero) if symmetric else 0.0,
+            smallest_scale_dtype(weight.scale),
+            activations,
+            bias,
+            activation,
+            residual,
+        )
+
+    @property
+    def halves(self) -> int:
+        """How many rows of the weight make one column of y."""
+        return 2 if self.activation == "silu_mul" else 1
+
+    @property
+    def columns(self) -> int:
+        """Columns of y."""
+        return self.N // self.halves
+
+    @property
+    def kernel_name(self) -> str:
+        return f"linear_w{self.bits}{self.activations}"
+
+    def layout(self, lanes: int) -> LowBitLayout:
+        return LowBitLayout(self.N, self.K, self.bits, self.group_size, lanes, self.halves)
+
+    def inputs(self) -> tuple[Arg, ...]:
+        x, residual = Arg("x", ("M", self.K), "float32"), Arg("residual", ("M", self.columns), "float32")
+        return (x, residual) if self.residual else (x,)
+
+    def outputs(self) -> tuple[Arg, ...]:
+        return (Arg("y", ("M", self.columns), "float32"),)
+
+
+class LowBitLinear(Template):
+    """Template "lowbit". Weights in: weight, a `QuantizedWeight`; bias [N]. Packed: q, scale, (zero), (bias
+    [blocks, lanes], in the order of the weight's rows).
+
+    Knobs: rows M up to `skinny` take one pass over the packed weights with `blocks` row blocks in flight, prefetched
+    `ahead` bytes before their use (0: left to the hardware). More rows use register blocks of MR rows by NV row
+    blocks, and threads share a panel's rows in spans of about `task_rows`. KU unrolls k: in quads of four for a8, in
+    single steps of the expanded panel for a32.
+    """
+
+    name = "lowbit"
+
+    def accepts(self, workload: Workload, target: Target) -> bool:
+        if not isinstance(workload, LowBitLinearWorkload) or target.kind != "llvm":
+            return False
+        layout = workload.layout(target.lanes)
+        sums_fit = workload.activations == "a32" or layout.group * 127 * (2**workload.bits - 1) < 2**31
+        whole_zero = workload.activations == "a32" or float(workload.zero).is_integer()
+        return layout.representable() and sums_fit and whole_zero
+
+    def space(self, workload: LowBitLinearWorkload, target: Target) -> Space:
+        layout = workload.layout(target.lanes)
+        longest = ByteDot.longest(target, workload.bits)
+        a8 = workload.activations == "a8"
+
+        def valid(config: Config) -> bool:
+            MR, NV, KU, skinny = (int(config[k]) for k in ("MR", "NV", "KU", "skinny"))
+            sums = MR * NV * (2 if a8 and layout.groups > 1 else 1)
+            return (
+                sums + NV < target.vector_registers
+                and skinny + 1 >= MR
+                and NV % workload.halves == 0
+                and layout.blocks % NV == 0
+                and layout.blocks % max(int(config["blocks"]), workload.halves) == 0
+                and (not a8 or (KU % layout.codes_per_byte == 0 and longest >= KU))
+            )
+
+        return Space(
+            {
+                "MR": (2, 3, 4, 5, 6, 7, 8, 9),
+                "NV": (1, 2, 4),
+                "KU": (4, 8, 16),
+                "blocks": (1, 2, 4),
+                "skinny": (4, 6, 8),
+                "ahead": (0, 1024, 2048, 4096),
+                "task_rows": (48, 96, 192),
+            },
+            valid,
+        )
+
+    def default(self, workload: LowBitLinearWorkload, target: Target) -> dict[str, int | str]:
+        wide = target.vector_registers >= 32
+        MR = 6 if wide else 3
+        return {
+            "MR": MR,
+            "NV": 2,
+            "KU": 8,
+            "blocks": 1,
+            "skinny": 8 if wide else 4,
+            "ahead": 0,
+            "task_rows": 96,
+        }
+
+    def prepack(
+        self, weights: Mapping[str, Any], workload: LowBitLinearWorkload, config: Config, target: Target
+    ) -> Arrays:
+        layout = workload.layout(target.lanes)
+        packed = pack_weight(layout, weights["weight"], workload.scale_dtype, workload.symmetric)
+        if workload.bias:
+            bias = layout.arrange_rows(np.asarray(weights["bias"], np.float32).reshape(-1))
+            packed["bias"] = bias.reshape(layout.blocks, layout.lanes)
+        return packed
+
+    def build(self, workload: LowBitLinearWorkload, target: Target, config: Config) -> Any:
+        if not self.accepts(workload, target):
+            raise KernelError(f"{workload.key()} is outside what the low-bit linear computes", where=target.name)
+        kernel = Int8Kernel if workload.activations == "a8" else Float32Kernel
+        return kernel(workload, target, config).build()
+
+    def reference(
+        self, workload: LowBitLinearWorkload, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Any]
+    ) -> Arrays:
+        """With a8, x is quantised as the kernel does it; all sums are float64."""
+        weight: QuantizedWeight = weights["weight"]
+        x = inputs["x"].astype(np.float64)
+        if workload.activations == "a8":
+            group = workload.layout(1).group
+            codes, scale = quantize_reference(inputs["x"], group)
+            x = (codes * scale[..., None].astype(np.float64)).reshape(len(x), -1)[:, : workload.K]
+        expand = np.ones(weight.group_size)
+        scale64, zero64 = (
+            np.kron(np.broadcast_to(np.asarray(v, np.float64), weight.scale.shape), expand)[:, : workload.K]
+            for v in (weight.scale, weight.zero)
+        )
+        y = x @ ((weight.q - zero64) * scale64).T
+        if workload.bias:
+            y += weights["bias"]
+        y = epilogue.reference(workload.activation, y)
+        return {"y": y + inputs["residual"] if workload.residual else y}
+
+    def work(self, workload: LowBitLinearWorkload, dims: Mapping[str, int]) -> Work:
+        M, N, K = dims["M"], workload.N, workload.K
+        groups = N * -(-K // workload.group_size)
+        planes = groups * (np.dtype(workload.scale_dtype).itemsize + (0 if workload.symmetric else 4))
+        outputs = 4 * M * workload.columns * (2 if workload.residual else 1)
+        return Work(ops=2 * M * N * K, bytes=N * K * workload.bits / 8 + planes + 4 * M * K + outputs)
+
+
+LOWBIT = LowBitLinear()

@@ -1,0 +1,102 @@
+"""Low-bit weights times float32 activations: weights become float32 in registers (or in scratch, once a panel)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmc.schedules.gemm.lowbit_kernel import Block, LowBitKernel
+from llmc.tvm_shim import T
+
+_CHAINS = 8  # independent sums that keep both FMA units busy: 2 a cycle, latency 4
+
+
+class Float32Kernel(LowBitKernel):
+    """y = sum over k of (code * scale - zero * scale) * x."""
+
+    def registers(self, rows: int, blocks: int) -> int:
+        return rows * blocks * self._chains(rows, blocks) + 3 * blocks
+
+    def activations(self, M: Any, parallel: bool) -> Any:
+        return self.x
+
+    def stream(self, x: Any, rows: int, blocks: list[Any]) -> Block:
+        layout, per = self.layout, 4 * self.layout.codes_per_byte
+        chains = self._chains(rows, len(blocks))
+        acc = [self.zeros(rows, len(blocks)) for _ in range(chains)]
+
+        def line(g: Any, i: Any, count: int) -> None:
+            """The first `count` k of line i of group g."""
+            for v, block in enumerate(blocks):
+                self.prefetch(block, g, i)
+                packed, scale, shift = self.line(block, g, i), self.scales(block, g), self._shift(block, g)
+                for j in range(count):
+                    weight = T.bind(self.simd.fma(self._code(packed, j), scale, shift))
+                    for m in range(rows):
+                        register = acc[j % chains][m][v]
+                        value = self.simd.splat(x[m, g * layout.group + i * per + j])
+                        register.v = self.simd.fma(weight, value, register.v)
+
+        full, left = divmod(layout.K, layout.group)
+        if full:
+            with T.serial(0, full) as g, T.serial(0, layout.lines) as i:
+                line(g, i, per)
+        if left // per:
+            with T.serial(0, left // per) as i:
+                line(full, i, per)
+        if left % per:
+            line(full, left // per, left % per)
+        for chain in acc[1:]:
+            for total, row in zip(acc[0], chain, strict=True):
+                for register, part in zip(total, row, strict=True):
+                    register.v = register.v + part.v
+        return acc[0]
+
+    def expand(self, blocks: list[Any]) -> Any:
+        """Scratch [padded_K, NV, R] float32."""
+        layout, per = self.layout, 4 * self.layout.codes_per_byte
+        scratch = T.alloc_buffer((layout.padded_K, len(blocks), layout.lanes), "float32")
+        with T.serial(0, layout.groups) as g, T.serial(0, layout.lines) as i:
+            for v, block in enumerate(blocks):
+                packed, scale, shift = self.line(block, g, i), self.scales(block, g), self._shift(block, g)
+                for j in range(per):
+                    weight = self.simd.fma(self._code(packed, j), scale, shift)
+                    T.buffer_store(scratch, weight, [g * layout.group + i * per + j, v, self.simd.span(0)])
+        return scratch
+
+    def multiply(self, x: Any, panel: Any, first: Any, rows: int, blocks: list[Any]) -> Block:
+        acc = self.zeros(rows, len(blocks))
+
+        def step(k: Any) -> None:
+            weights = [T.bind(panel[k, v, self.simd.span(0)]) for v in range(len(blocks))]
+            for m, row in enumerate(acc):
+                value = T.bind(self.simd.splat(x[first + m, k]))
+                for register, weight in zip(row, weights, strict=True):
+                    register.v = self.simd.fma(weight, value, register.v)
+
+        K = self.layout.K
+        with T.serial(0, K // self.KU) as s:
+            for u in range(self.KU):
+                step(s * self.KU + u)
+        for k in range(K // self.KU * self.KU, K):
+            step(k)
+        return acc
+
+    def _chains(self, rows: int, blocks: int) -> int:
+        chains = 1
+        while chains * rows * blocks < _CHAINS:
+            chains *= 2
+        return chains
+
+    def _shift(self, block: Any, g: Any) -> Any:
+        """-zero * scale."""
+        if self.zero is not None:
+            return T.bind(self.zero[block, g, self.simd.span(0)])
+        return T.bind(self.scales(block, g) * self.simd.f32(-self.workload.zero))
+
+    def _code(self, packed: Any, j: int) -> Any:
+        """The codes of the j-th k of a line, one a row, as float32."""
+        simd, bits = self.simd, self.layout.bits
+        lanes = T.reinterpret(f"int32x{simd.lanes}", packed)
+        shift = j % 4 * 8 + j // 4 * bits  # four neighbours in k are the bytes of a lane
+        code = T.bitwise_and(T.shift_right(lanes, simd.i32(shift)), simd.i32(2**bits - 1))
+        return T.Cast(f"float32x{simd.lanes}", code)

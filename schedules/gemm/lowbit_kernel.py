@@ -1,0 +1,181 @@
+"""The body of the low-bit linear: dispatch on M, register blocks, epilogue. `lowbit` says what it computes.
+
+Every body walks a register block, `rows` rows of x by some row blocks of the weight, over all of K:
+
+- M up to the knob `skinny`: one pass over the packed weights, all rows at once, codes taken apart in registers. The
+  weights stream from memory, each byte read once.
+- more: a panel of NV row blocks is expanded once to one element a code, into scratch that stays in the cache, and
+  blocks of MR rows pass over it. The last block starts at M - MR: it computes a few rows twice, with equal results,
+  and tails need no code of their own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from llmc.schedules import epilogue
+from llmc.schedules.base import Config
+from llmc.targets.base import Target
+from llmc.targets.intrinsics import Reg, Simd
+from llmc.tvm_shim import IRBuilder, T
+
+if TYPE_CHECKING:
+    from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
+
+Block = list[list[Reg]]  # [row of x][row block of the weight]
+
+
+class LowBitKernel(ABC):
+    """One kernel under construction: what the pieces of its body share."""
+
+    def __init__(self, workload: LowBitLinearWorkload, target: Target, config: Config) -> None:
+        self.workload, self.simd = workload, Simd(target)
+        self.layout = workload.layout(target.lanes)
+        self.MR, self.NV, self.KU = int(config["MR"]), int(config["NV"]), int(config["KU"])
+        self.flight, self.skinny = int(config["blocks"]), int(config["skinny"])
+        self.ahead, self.task_rows = int(config["ahead"]), int(config["task_rows"])
+
+    # -- what the compute type decides ---------------------------------------------------------------------------
+    @abstractmethod
+    def activations(self, M: Any, parallel: bool) -> Any:
+        """Prepare all rows of x; what `stream` and `multiply` read them from."""
+
+    @abstractmethod
+    def stream(self, x: Any, rows: int, blocks: list[Any]) -> Block:
+        """Rows 0 to `rows` times the packed row blocks `blocks`."""
+
+    @abstractmethod
+    def expand(self, blocks: list[Any]) -> Any:
+        """The panel of these row blocks in scratch."""
+
+    @abstractmethod
+    def multiply(self, x: Any, panel: Any, first: Any, rows: int, blocks: list[Any]) -> Block:
+        """Rows first to first + rows times the panel."""
+
+    @abstractmethod
+    def registers(self, rows: int, blocks: int) -> int:
+        """Registers that a block of `stream` keeps."""
+
+    # -- the function ---------------------------------------------------------------------------------------------
+    def build(self) -> Any:
+        w, layout = self.workload, self.layout
+        with IRBuilder() as ib:
+            with T.prim_func(s_tir=True):
+                T.func_name(w.kernel_name)
+                T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+                inputs = {arg.name: T.arg(arg.name, T.handle()) for arg in w.inputs()}
+                self.q = T.arg("q", T.Buffer(layout.q_shape, "uint8"))
+                self.scale = T.arg("scale", T.Buffer(layout.plane_shape, w.scale_dtype))
+                self.zero = None if w.symmetric else T.arg("zero", T.Buffer(layout.plane_shape, "float32"))
+                self.bias = T.arg("bias", T.Buffer((layout.blocks, layout.lanes), "float32")) if w.bias else None
+                y = T.arg("y", T.handle())
+                M = T.int64()
+                self.x = T.match_buffer(inputs["x"], (M, w.K), "float32")
+                self.residual = T.match_buffer(inputs["residual"], (M, w.columns), "float32") if w.residual else None
+                self.y = T.match_buffer(y, (M, w.columns), "float32")
+                for rows in range(1, self.skinny + 1):
+                    with T.If(T.int64(rows) == M), T.Then():
+                        self._stream_all(rows)
+                with T.If(T.int64(self.skinny) < M), T.Then():
+                    self._panels(M)
+        return ib.get()
+
+    def _stream_all(self, rows: int) -> None:
+        """y of exactly `rows` rows, in one pass over the packed weights."""
+        halves, flight = self.layout.halves, self.flight
+        while flight > 1 and self.registers(rows, flight) >= self.simd.target.vector_registers:
+            flight //= 2
+        task_blocks = max(self.flight, halves)
+        x = self.activations(rows, parallel=rows * self.workload.K >= 1 << 14)
+        with T.parallel(0, -(-self.layout.used_blocks // task_blocks)) as task:
+            for start in range(0, task_blocks, max(flight, halves)):
+                acc: Block = [[] for _ in range(rows)]
+                for b in range(start, start + max(flight, halves), flight):
+                    blocks = [T.bind(task * task_blocks + b + v) for v in range(flight)]
+                    for row, more in zip(acc, self.stream(x, rows, blocks), strict=True):
+                        row.extend(more)
+                self._finish(acc, 0, T.bind(task * task_blocks + start))
+
+    def _panels(self, M: Any) -> None:
+        """y of M >= MR rows. Threads share the panels and, where M is large, spans of rows."""
+        MR, NV = self.MR, self.NV
+        x = self.activations(M, parallel=True)
+        row_blocks = T.bind(T.ceildiv(M, T.int64(MR)))
+        spans = T.bind(T.max(T.floordiv(row_blocks, T.int64(max(1, self.task_rows // MR))), T.int64(1)))
+        panels = -(-self.layout.used_blocks // NV)
+        with T.parallel(0, spans * panels) as task:
+            panel, span = T.bind(T.floordiv(task, spans)), T.bind(T.floormod(task, spans))
+            blocks = [T.bind(panel * NV + v) for v in range(NV)]
+            expanded = self.expand(blocks)
+            low, high = (T.bind(T.floordiv((span + i) * row_blocks, spans)) for i in (0, 1))
+            with T.serial(low, high) as r:
+                first = T.bind(T.min(r * MR, M - MR))
+                self._finish(self.multiply(x, expanded, first, MR, blocks), first, blocks[0])
+
+    # -- pieces that the compute types share ----------------------------------------------------------------------
+    def zeros(self, rows: int, blocks: int, dtype: str = "float32") -> Block:
+        block = [[self.simd.reg(dtype) for _ in range(blocks)] for _ in range(rows)]
+        for register in (r for row in block for r in row):
+            register.v = self.simd.f32(0) if dtype == "float32" else self.simd.i32(0)
+        return block
+
+    def scales(self, block: Any, g: Any) -> Any:
+        return T.bind(T.Cast(f"float32x{self.simd.lanes}", self.scale[block, g, self.simd.span(0)]))
+
+    def line(self, block: Any, g: Any, line: Any) -> Any:
+        return T.bind(self.q[block, g, line, self.simd.span(0, 4 * self.simd.lanes)])
+
+    def prefetch(self, block: Any, g: Any, line: Any) -> None:
+        if self.ahead:
+            self.simd.prefetch(self.q[block, g, line, self.ahead])
+
+    # -- epilogue -------------------------------------------------------------------------------------------------
+    def _finish(self, acc: Block, first_row: Any, first_block: Any) -> None:
+        """Bias, activation, residual and store of a register block."""
+        simd, activation, halves = self.simd, self.workload.activation, self.layout.halves
+        if self.bias is not None:
+            for v in range(len(acc[0])):
+                bias = T.bind(self.bias[first_block + v, simd.span(0)])
+                for row in acc:
+                    row[v].v = row[v].v + bias
+        for row in acc:
+            for v in range(0, len(row), halves):
+                if activation == "silu_mul":
+                    row[v].v = epilogue.silu_mul(simd, row[v].v, row[v + 1].v)
+                else:
+                    row[v].v = epilogue.apply(simd, activation, row[v].v)
+        for v in range(0, len(acc[0]), halves):
+            self._store([row[v] for row in acc], first_row, T.bind(T.floordiv(first_block + v, halves)))
+
+    def _store(self, column: list[Reg], first_row: Any, block: Any) -> None:
+        """One block of columns of y; the last may be narrower, and padding blocks behind it are none at all."""
+        full, left = divmod(self.workload.columns, self.simd.lanes)
+
+        def store(n: int) -> None:
+            for m, register in enumerate(column):
+                value = register.v if n == self.simd.lanes else self._part(register, n)
+                at = [first_row + m, self._range(block * self.simd.lanes, n)]
+                if self.residual is not None:
+                    value = value + self.residual[tuple(at)]
+                T.buffer_store(self.y, value, at)
+
+        if not left and self.layout.used_blocks == self.layout.blocks:
+            store(self.simd.lanes)
+            return
+        with T.If(block < full), T.Then():
+            store(self.simd.lanes)
+        if left:
+            with T.If(block == full), T.Then():
+                store(left)
+
+    def _part(self, register: Reg, n: int) -> Any:
+        """The first n lanes. They are taken from a copy, or LLVM would keep the accumulator itself in memory."""
+        copy = self.simd.reg()
+        copy.v = register.v
+        return copy.buffer[self._range(0, n)]
+
+    @staticmethod
+    def _range(start: Any, n: int) -> Any:
+        """Index of n elements; TVM has no vectors of one."""
+        return T.ramp(start, 1, n) if n > 1 else start

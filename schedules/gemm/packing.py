@@ -1,0 +1,163 @@
+"""The packed layout of low-bit weights, shared by the linear that multiplies with them and the embedding that looks
+rows up in them.
+
+R = lanes output rows lie side by side, a group of k at a time:
+
+    q      [blocks, groups, lines, 4R] uint8: byte 4r + j of a line holds, for row r of the block, the codes of
+           k = 4i + j, i = line * codes_per_byte + p in the p-th lowest `bits` of the byte
+    scale  [blocks, groups, R] float32 or float16
+    zero   [blocks, groups, R] float32, -zero * scale: only where zero points differ between groups
+
+A line is one register, a row block one stream of consecutive bytes. K is padded to whole groups with codes 0. Rows
+are padded to a multiple of 32, so that every plane's size is a multiple of 64 bytes and 32/R blocks are always there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmc.errors import KernelError
+from llmc.schedules.formats import QuantizedWeight
+
+_ROWS = 32  # padding of N
+
+
+@dataclass(frozen=True)
+class LowBitLayout:
+    """Where the codes of a [N, K] weight of one format lie. `halves` = 2 alternates blocks of the first N/2 rows
+    (the gate of silu_mul) with blocks of the others (up)."""
+
+    N: int
+    K: int
+    bits: int
+    group_size: int
+    lanes: int
+    halves: int = 1
+
+    @property
+    def codes_per_byte(self) -> int:
+        return 8 // self.bits
+
+    @property
+    def group(self) -> int:
+        """k of one scale, padding included; a single group is as long as whole lines need."""
+        unit = 4 * self.codes_per_byte
+        return self.group_size if self.group_size < self.K else -(-self.K // unit) * unit
+
+    @property
+    def groups(self) -> int:
+        return -(-self.K // self.group)
+
+    @property
+    def padded_K(self) -> int:
+        return self.groups * self.group
+
+    @property
+    def lines(self) -> int:
+        """Registers full of bytes in one group of one row block."""
+        return self.group // (4 * self.codes_per_byte)
+
+    @property
+    def used_blocks(self) -> int:
+        """Row blocks that hold rows of the weight."""
+        return self.halves * -(-self.N // self.halves // self.lanes)
+
+    @property
+    def blocks(self) -> int:
+        unit = _ROWS // self.lanes
+        return -(-self.used_blocks // unit) * unit
+
+    @property
+    def q_shape(self) -> tuple[int, int, int, int]:
+        return self.blocks, self.groups, self.lines, 4 * self.lanes
+
+    @property
+    def plane_shape(self) -> tuple[int, int, int]:
+        return self.blocks, self.groups, self.lanes
+
+    def representable(self) -> bool:
+        """Can this layout hold the format at all: whole lines to a group, whole codes to a byte?"""
+        return (
+            self.bits in (2, 4, 8)
+            and self.N % self.halves == 0
+            and min(self.N, self.K, self.group_size) > 0
+            and self.group % (4 * self.codes_per_byte) == 0
+        )
+
+    def arrange_rows(self, rows: np.ndarray) -> np.ndarray:
+        """[N, ...] -> [blocks * lanes, ...] in the layout's order, missing rows zero."""
+        per_half = self.N // self.halves
+        width = self.used_blocks // self.halves * self.lanes
+        arranged = np.zeros((self.blocks * self.lanes, *rows.shape[1:]), rows.dtype)
+        view = arranged[: self.used_blocks * self.lanes].reshape(-1, self.halves, self.lanes, *rows.shape[1:])
+        for half in range(self.halves):
+            part = rows[half * per_half : (half + 1) * per_half]
+            if per_half < width:
+                part = np.concatenate([part, np.zeros((width - per_half, *rows.shape[1:]), rows.dtype)])
+            view[:, half] = part.reshape(-1, self.lanes, *rows.shape[1:])
+        return arranged
+
+    def restore_rows(self, arranged: np.ndarray) -> np.ndarray:
+        """The inverse of `arrange_rows`."""
+        view = arranged[: self.used_blocks * self.lanes].reshape(-1, self.halves, self.lanes, *arranged.shape[1:])
+        halves = [view[:, h].reshape(-1, *arranged.shape[1:])[: self.N // self.halves] for h in range(self.halves)]
+        return np.concatenate(halves)
+
+
+def pack_codes(layout: LowBitLayout, codes: np.ndarray) -> np.ndarray:
+    """codes [N, K] uint8 -> the plane q."""
+    if codes.shape != (layout.N, layout.K):
+        raise KernelError(f"codes of shape {codes.shape} do not fit a weight of {(layout.N, layout.K)}")
+    rows = layout.arrange_rows(codes)
+    if layout.padded_K != layout.K:
+        rows = np.pad(rows, ((0, 0), (0, layout.padded_K - layout.K)))
+    blocks, groups, lines, _ = layout.q_shape
+    # Four codes move as one uint32; codes of one byte then meet by shifts that never cross a byte.
+    quads = np.ascontiguousarray(rows).view(np.uint32)
+    quads = quads.reshape(blocks, layout.lanes, groups, lines, layout.codes_per_byte)
+    packed = np.ascontiguousarray(quads[..., 0].transpose(0, 2, 3, 1))
+    for p in range(1, layout.codes_per_byte):
+        packed |= quads[..., p].transpose(0, 2, 3, 1) << np.uint32(layout.bits * p)
+    return packed.view(np.uint8)
+
+
+def unpack_codes(layout: LowBitLayout, q: np.ndarray) -> np.ndarray:
+    """The inverse of `pack_codes`: [N, K] uint8."""
+    packed = q.view(np.uint32).transpose(0, 3, 1, 2)
+    mask = np.uint32(0x01010101 * (2**layout.bits - 1))
+    quads = [packed >> np.uint32(layout.bits * p) & mask for p in range(layout.codes_per_byte)]
+    rows = np.ascontiguousarray(np.stack(quads, axis=-1)).reshape(layout.blocks * layout.lanes, -1).view(np.uint8)
+    return layout.restore_rows(rows)[:, : layout.K]
+
+
+def pack_plane(layout: LowBitLayout, values: np.ndarray, dtype: str = "float32") -> np.ndarray:
+    """values [N, groups] -> [blocks, groups, lanes] of `dtype`. Raises KernelError where `dtype` cannot hold one."""
+    cast = values.astype(dtype)
+    if dtype != "float32" and not np.array_equal(cast.astype(np.float32), values):
+        raise KernelError(f"scales are not exactly representable as {dtype}", hint="keep them as float32")
+    rows = layout.arrange_rows(cast.reshape(layout.N, layout.groups))
+    return np.ascontiguousarray(rows.reshape(layout.blocks, layout.lanes, layout.groups).transpose(0, 2, 1))
+
+
+def unpack_plane(layout: LowBitLayout, plane: np.ndarray) -> np.ndarray:
+    """The inverse of `pack_plane`: [N, groups]."""
+    rows = plane.transpose(0, 2, 1).reshape(layout.blocks * layout.lanes, layout.groups)
+    return layout.restore_rows(rows)
+
+
+def pack_weight(
+    layout: LowBitLayout, weight: QuantizedWeight, scale_dtype: str, symmetric: bool
+) -> dict[str, np.ndarray]:
+    """The planes q, scale and, if not symmetric, zero, in the order of the kernels' parameters."""
+    planes = {"q": pack_codes(layout, weight.q), "scale": pack_plane(layout, weight.scale, scale_dtype)}
+    if not symmetric:
+        planes["zero"] = pack_plane(layout, (-np.asarray(weight.zero) * weight.scale).astype(np.float32))
+    return planes
+
+
+def smallest_scale_dtype(scale: np.ndarray) -> str:
+    """float16 where it holds every scale exactly, else float32."""
+    half = scale.astype(np.float16)
+    return "float16" if np.array_equal(half.astype(np.float32), scale) else "float32"
