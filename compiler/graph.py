@@ -62,7 +62,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in topological order; `types` covers every value, constants included."""
+    """Nodes in topological order; `types` covers every value, constants included.
+
+    `symbols` bounds the symbolic dimensions by name: (least, greatest), None where there is no greatest.
+    """
 
     name: str
     inputs: tuple[str, ...]
@@ -70,6 +73,7 @@ class Graph:
     nodes: tuple[Node, ...]
     types: Mapping[str, TensorType]
     constants: Mapping[str, Constant]
+    symbols: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
 
     def producer(self) -> dict[str, Node]:
         """Value name -> the node that makes it."""
@@ -148,7 +152,9 @@ class Editor:
     def constant(self, hint: str, value: Constant) -> str:
         """Add a constant; returns its name."""
         name = self.fresh(hint)
-        shape, dtype = (value.q.shape, "float32") if isinstance(value, QuantizedWeight) else (value.shape, value.dtype.name)
+        shape, dtype = (
+            (value.q.shape, "float32") if isinstance(value, QuantizedWeight) else (value.shape, value.dtype.name)
+        )
         self.types[name] = TensorType(tuple(map(int, shape)), dtype)
         self.constants[name] = value
         return name

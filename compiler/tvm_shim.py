@@ -7,23 +7,32 @@ compiler library (about one second and 250 MB): nothing that only loads or inspe
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 # TVM's default is half of the logical cores, which is one thread on a 2-core machine without SMT; it is read once,
 # when the library's thread pool starts.
 os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
-import tvm  # noqa: E402
-from tvm import relax, tirx  # noqa: E402
-from tvm.ir import Expr, IRModule  # noqa: E402
-from tvm.s_tir import Schedule  # noqa: E402
-from tvm.script.ir_builder import IRBuilder  # noqa: E402
-from tvm.script.ir_builder import tirx as T  # noqa: E402
-from tvm.sym import Analyzer  # noqa: E402
-from tvm.target import Target as TvmTarget  # noqa: E402
-from tvm.tirx import PrimFunc  # noqa: E402
+import tvm
+import tvm_ffi
+from tvm import relax, te, tirx, topi
+from tvm.ir import Expr, IRModule
+from tvm.s_tir import Schedule
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+from tvm.sym import Analyzer
+from tvm.target import Target as TvmTarget
+from tvm.tirx import PrimFunc
 
 TVM_VERSION = tvm.__version__
 REQUIRED_TVM, REQUIRED_FFI = "0.27.0.post1", "0.1.14.post1"
+
+
+def substitute(expr: Expr, values: Mapping[tirx.Var, Expr | int]) -> Expr:
+    """An integer expression with some of its variables replaced."""
+    exprs = {var: tirx.IntImm("int64", v) if isinstance(v, int) else v for var, v in values.items()}
+    return tvm_ffi.structural_map(expr, (tvm.ir.Var, lambda var: exprs.get(var, var)), order="post")
+
 
 __all__ = [
     "TVM_VERSION",
@@ -36,6 +45,9 @@ __all__ = [
     "T",
     "TvmTarget",
     "relax",
+    "substitute",
+    "te",
     "tirx",
+    "topi",
     "tvm",
 ]

@@ -10,18 +10,20 @@ before any rule runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from llmc.errors import ShapeError, UnsupportedError
-from llmc.graph import Dim, Graph, Node, TensorType, same_dim
+from llmc.graph import Dim, Graph, Node, TensorType
 from llmc.schedules.formats import QuantizedWeight
-from llmc.tvm_shim import Expr, relax, tirx, tvm
+from llmc.tvm_shim import Analyzer, Expr, relax, tirx, tvm
 
 Result = Expr | tuple[Expr | None, ...]
 Rule = Callable[["Context"], Result]
+
+SHAPE_VALUE = "ShapeValue"  # in the domain llmc; attrs {"value": object array of ints and TVM expressions}
 
 
 class Unify(Exception):
@@ -75,7 +77,7 @@ class Context:
         value = self.emitter.value(self.node.input(i)) if self.has(i) else None
         if value is None or value.dtype.kind not in "iuO":
             return None
-        return value if value.dtype == object else _as_objects(value)
+        return objects(value)
 
     def dims(self, i: int) -> list[Dim]:
         """Input `i` as a list of dimensions. Raises UnsupportedError where it depends on data."""
@@ -111,7 +113,7 @@ class Context:
 
     def unify(self, a: Dim, b: Dim) -> None:
         """Demand a == b. A free symbol is substituted in the whole model; two unequal numbers are an error."""
-        if same_dim(a, b):
+        if self.emitter.same(a, b):
             return
         for one, other in ((a, b), (b, a)):
             if isinstance(one, tirx.Var) and (isinstance(other, int) or one not in symbols(other)):
@@ -128,14 +130,35 @@ class Context:
 
 
 class Emitter:
-    """Runs rules over the nodes of a graph. `rules` maps (domain, op) to the rule."""
+    """Runs rules one after another into a Relax block builder. `rules` maps (domain, op) to the rule.
 
-    def __init__(self, rules: dict[tuple[str, str], Rule], bb: Any) -> None:
-        self.rules, self.bb = rules, bb
+    The importer fills `graph_types`, `values` and `constants` as it goes; for a finished graph `bind_graph` does. The
+    `analyzer` knows the ranges of the model's symbols.
+    """
+
+    def __init__(self, rules: Mapping[tuple[str, str], Rule], bb: Any, analyzer: Any = None) -> None:
+        self.rules, self.bb, self.analyzer = rules, bb, analyzer or Analyzer()
         self.graph_types: dict[str, TensorType] = {}
         self.exprs: dict[str, Expr] = {}
         self.values: dict[str, np.ndarray] = {}
         self.constants: dict[str, Any] = {}
+
+    @classmethod
+    def bind_graph(
+        cls, graph: Graph, exprs: Mapping[str, Expr], rules: Mapping[tuple[str, str], Rule], bb: Any
+    ) -> Emitter:
+        """An emitter that can `run` any primitive node of a finished graph, in any order that respects its inputs.
+
+        `exprs` are the graph's inputs, and those constants that are parameters. The other constants become Relax
+        constants where they are first used, and shape values tensors. What lowering makes by other means it adds to
+        `exprs` of the emitter itself.
+        """
+        emitter = cls(rules, bb, bounded_analyzer(graph))
+        emitter.graph_types.update(graph.types)
+        emitter.constants.update(graph.constants)
+        emitter.exprs.update(exprs)
+        emitter.values.update({n.outputs[0]: n.attrs["value"] for n in graph.nodes if n.op == SHAPE_VALUE})
+        return emitter
 
     def value(self, name: str) -> np.ndarray | None:
         """What is known of a value at compile time: a constant, or a shape value."""
@@ -159,30 +182,55 @@ class Emitter:
             value = constant.dequantize()
         if value.dtype != object:
             return relax.const(value, value.dtype.name)
-        if all(isinstance(v, int) for v in value.flat):
-            return relax.const(value.astype(np.int64), "int64")
-        flat = relax.op.shape_to_tensor(relax.ShapeExpr(list(value.reshape(-1))))
-        return self.bb.emit(relax.op.reshape(self.bb.emit(flat), value.shape))
+        dims = [tirx.IntImm("int64", v) if isinstance(v, int) else v for v in value.reshape(-1)]
+        tensor = self.bb.emit(relax.op.shape_to_tensor(relax.ShapeExpr(dims)))
+        if value.ndim != 1:
+            tensor = self.bb.emit(relax.op.reshape(tensor, value.shape))
+        dtype = self.graph_types[name].dtype
+        return tensor if dtype == "int64" else self.bb.emit(relax.op.astype(tensor, dtype))
 
-    def run(self, node: Node) -> tuple[TensorType, ...]:
-        """Emit one node; returns the types of its outputs. Raises UnsupportedError, ShapeError or Unify."""
-        rule = self.rules.get((node.domain, node.op))
+    def run(self, node: Node) -> tuple[TensorType | None, ...]:
+        """Emit one node; returns the types of its outputs, None for one that is absent.
+
+        Raises UnsupportedError, ShapeError or Unify.
+        """
+        if node.op == SHAPE_VALUE:
+            return (self.graph_types[node.outputs[0]],)
         ctx = Context(self, node)
+        rule = self.rules.get((node.domain, node.op))
         if rule is None:
             ctx.fail("no rule for this operator")
             raise AssertionError
         result = rule(ctx)
-        outputs = result if isinstance(result, tuple) else (result,)
-        types = []
-        for name, expr in zip(node.outputs, outputs, strict=False):
-            if expr is None or not name:
-                types.append(TensorType((), "float32"))
+        results = result if isinstance(result, tuple) else (result,)
+        types: list[TensorType | None] = []
+        for i, name in enumerate(node.outputs):
+            if not name:
+                types.append(None)
                 continue
+            expr = results[i] if i < len(results) else None
+            if expr is None:
+                ctx.fail(f"output {i} ('{name}') is not computed")
             var = self.bb.emit(expr)
             self.exprs[name] = var
-            types.append(_type_of(ctx, var))
+            types.append(self._type_of(ctx, var))
             self.graph_types[name] = types[-1]
         return tuple(types)
+
+    def _type_of(self, ctx: Context, var: Any) -> TensorType:
+        shape = getattr(var.ty, "shape", None)
+        if not isinstance(shape, relax.ShapeExpr):
+            ctx.fail("the output's shape depends on data")
+        return TensorType(tuple(self.simplify(d) for d in shape.values), str(var.ty.dtype))
+
+    def same(self, a: Dim, b: Dim) -> bool:
+        """Are two dimensions provably equal?"""
+        if isinstance(a, int) and isinstance(b, int):
+            return a == b
+        return bool(self.analyzer.can_prove_equal(a, b))
+
+    def simplify(self, dim: Dim) -> Dim:
+        return dim if isinstance(dim, int) else as_dim(self.analyzer.simplify(dim))
 
 
 def symbols(dim: Dim) -> list[Any]:
@@ -190,19 +238,25 @@ def symbols(dim: Dim) -> list[Any]:
     return [] if isinstance(dim, int) else list(tvm.tirx.analysis.undefined_vars(dim))
 
 
+def bounded_analyzer(graph: Graph) -> Any:
+    """An analyzer that knows the ranges of the graph's symbols."""
+    analyzer = Analyzer()
+    for var in {s for name in graph.inputs for d in graph.types[name].shape for s in symbols(d)}:
+        bind(analyzer, var, graph.symbols.get(var.name, (0, None)))
+    return analyzer
+
+
+def bind(analyzer: Any, var: Any, bounds: tuple[int, int | None]) -> None:
+    """Tell an analyzer that least <= var <= greatest; without a greatest, any extent that an int32 holds."""
+    low, high = bounds
+    analyzer.bind(var, tvm.ir.Range(low, (2**31 - 1 if high is None else high) + 1))
+
+
 def as_dim(expr: Any) -> Dim:
     """A TVM integer expression as a Python int where it is constant."""
     return int(expr) if isinstance(expr, (int, np.integer, tirx.IntImm)) else expr
 
 
-def _type_of(ctx: Context, var: Any) -> TensorType:
-    shape = getattr(var.ty, "shape", None)
-    if shape is None or not isinstance(shape, relax.ShapeExpr):
-        ctx.fail("the output's shape depends on data")
-    return TensorType(tuple(as_dim(d) for d in shape.values), str(var.ty.dtype))
-
-
-def _as_objects(array: np.ndarray) -> np.ndarray:
-    out = np.empty(array.shape, object)
-    out.reshape(-1)[:] = [int(v) for v in array.reshape(-1)]
-    return out
+def objects(array: np.ndarray) -> np.ndarray:
+    """An integer or bool array as an object array of Python ints or bools."""
+    return array.astype(object)

@@ -1,0 +1,307 @@
+"""One walk over a model's nodes that learns the type of every value, and so turns the model into a Graph.
+
+For each node, in this order: what only computes shapes becomes a shape value; what has a rule is run for its types,
+and folded if all of it is constant and small; calls of local functions, and operators that the standard defines by
+others, are opened. Whatever remains is collected, so that a user learns of every unsupported node at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, FunctionProto, NodeProto, helper
+
+from llmc.errors import ModelError, UnsupportedError
+from llmc.graph import LLMC, Graph, Node, TensorType, prune
+from llmc.importer.fold import fold, may_fold
+from llmc.importer.functions import default_attributes, has_standard_body, open_body, open_call, standard_body
+from llmc.importer.reader import MAX_NODES, Model, domain_of, opset_versions, sorted_nodes
+from llmc.importer.tensors import ExternalData, load_tensor
+from llmc.importer.types import Signature
+from llmc.importer.types_only import TypeBuilder
+from llmc.ops.context import SHAPE_VALUE, Emitter, Rule, Unify, bind, symbols
+from llmc.ops.values import evaluate
+from llmc.tvm_shim import Analyzer, relax, tirx, tvm
+
+MAX_DEPTH = 32
+_CONTRIB = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A node that cannot be compiled, as the user knows it."""
+
+    name: str
+    domain: str
+    op: str
+    version: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.domain or 'ai.onnx'}.{self.op}, opset {self.version}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """Where a node stands: the opsets that hold there, the calls around it, and the model's node that it comes from."""
+
+    opsets: Mapping[str, int]
+    calls: tuple[str, ...] = ()
+    origin: NodeProto | None = None
+
+
+def trace(model: Model, signature: Signature, rules: Mapping[tuple[str, str], Rule]) -> Graph:
+    """Type the whole model. Raises Unify, UnsupportedError with all failures, ShapeError or ModelError."""
+    builder = TypeBuilder()
+    try:
+        return _Trace(model, signature, rules, builder).run()
+    finally:
+        builder.close()
+
+
+class _Trace:
+    def __init__(
+        self, model: Model, signature: Signature, rules: Mapping[tuple[str, str], Rule], builder: TypeBuilder
+    ) -> None:
+        self.model, self.signature = model, signature
+        analyzer = Analyzer()
+        for name, bounds in signature.ranges.items():
+            bind(analyzer, signature.symbols[name], bounds)
+        self.emitter = Emitter(rules, builder, analyzer)
+        self.nodes: list[Node] = []
+        self.failures: dict[tuple[str, str], Failure] = {}
+        self.lost: set[str] = set()  # outputs of failed nodes, and all that follows from them
+        self.visited = 0
+
+    def run(self) -> Graph:
+        for name, type_ in self.signature.types.items():
+            self._variable(name, type_)
+        for name, array in self.model.constants.items():
+            self._constant(name, array)
+        scope = _Scope(self.model.opsets)
+        for node in self.model.nodes:
+            self._visit(node, scope)
+        if self.failures:
+            listed = "".join(f"\n  {f}" for f in self.failures.values())
+            count = len(self.failures)
+            raise UnsupportedError(
+                f"{count} node{'s' * (count > 1)} cannot be compiled:{listed}", where=self.model.name
+            )
+        self._unify_outputs()
+        return self._graph()
+
+    # -- what is known of values --------------------------------------------------------------------------------
+    def _variable(self, name: str, type_: TensorType) -> None:
+        if name in self.emitter.graph_types:
+            raise ModelError(f"value '{name}' is made twice")
+        self.emitter.graph_types[name] = type_
+        if type_.dtype != "str":
+            self.emitter.exprs[name] = relax.Var(name, relax.TensorType(list(type_.shape), type_.dtype))
+
+    def _constant(self, name: str, array: np.ndarray) -> None:
+        dtype = "str" if array.dtype.kind == "U" else array.dtype.name
+        self._variable(name, TensorType(tuple(array.shape), dtype))
+        self.emitter.constants[name] = array
+
+    def _value(self, name: str, value: np.ndarray, dtype: str) -> None:
+        """A shape value; one without symbols is an ordinary constant."""
+        if all(isinstance(v, int) for v in value.flat):
+            self._constant(name, value.astype(dtype))
+            return
+        self._variable(name, TensorType(tuple(value.shape), dtype))
+        self.emitter.values[name] = value
+        self.nodes.append(Node(SHAPE_VALUE, (), (name,), {"value": value}, LLMC, name))
+
+    # -- nodes --------------------------------------------------------------------------------------------------
+    def _visit(self, proto: NodeProto, scope: _Scope) -> None:
+        self.visited += 1
+        if self.visited > MAX_NODES:
+            raise ModelError(f"functions unfold into more than {MAX_NODES} nodes", where=self.model.name)
+        node = self._node(proto, scope)
+        if self.lost.intersection(node.inputs):
+            self.lost.update(node.outputs)
+            if not self._supported(proto, node, scope):
+                self._fail(node, scope, "no rule for this operator")
+            return
+        if proto.op_type == "Constant" and not node.domain:
+            self._constant(node.outputs[0], _constant_value(proto, node, self.model.external))
+        elif not (
+            self._evaluate(node)
+            or self._open_local(proto, node, scope)
+            or self._open_branch(proto, node, scope)
+            or self._run(proto, node, scope)
+        ):
+            self.lost.update(filter(None, node.outputs))
+
+    def _node(self, proto: NodeProto, scope: _Scope) -> Node:
+        domain = domain_of(proto)
+        if (
+            not domain
+            and ("", proto.op_type) not in self.emitter.rules
+            and (_CONTRIB, proto.op_type) in self.emitter.rules
+        ):
+            domain = _CONTRIB  # onnxruntime writes some of its own operators into the standard's domain
+        return Node(
+            proto.op_type,
+            tuple(proto.input),
+            tuple(proto.output),
+            {a.name: attribute_value(a, self.model.external) for a in proto.attribute},
+            domain,
+            proto.name,
+            scope.opsets.get(domain, 1),
+        )
+
+    def _types(self, node: Node) -> list[TensorType | None]:
+        return [self.emitter.graph_types[i] if i else None for i in node.inputs]
+
+    def _evaluate(self, node: Node) -> bool:
+        """Is the node's value known up to the model's symbols?"""
+        inputs = [self.emitter.value(i) if i else None for i in node.inputs]
+        results = evaluate(node, inputs, self._types(node), self.emitter.analyzer)
+        if results is None:
+            return False
+        for name, (value, dtype) in zip(node.outputs, results, strict=False):
+            if name:
+                self._value(name, value, dtype)
+        return True
+
+    def _run(self, proto: NodeProto, node: Node, scope: _Scope) -> bool:
+        """Run the node's rule; where there is none, or it declines, open the standard's definition."""
+        try:
+            types = self.emitter.run(node)
+        except UnsupportedError as error:
+            return (
+                self._fold(proto, node, None)
+                or self._open_standard(proto, node, scope)
+                or self._fail(node, scope, error.what)
+            )
+        except (ValueError, TypeError, tvm.error.InternalError) as error:  # TVM's own checks of a rule's operands
+            return self._fail(node, scope, str(error).strip().splitlines()[-1])
+        if not self._fold(proto, node, [t for t in types if t is not None]):
+            self.nodes.append(node)
+        return True
+
+    def _fold(self, proto: NodeProto, node: Node, types: list[TensorType] | None) -> bool:
+        constants = [self.emitter.constants.get(i) if i else None for i in node.inputs]
+        if node.domain or any(c is None for c, i in zip(constants, node.inputs, strict=True) if i):
+            return False
+        results = fold(proto, node.version, constants) if may_fold(proto, constants, types) else None
+        if results is None:
+            return False
+        for name, array in zip(filter(None, node.outputs), results, strict=True):
+            self.emitter.graph_types.pop(name, None)
+            self._constant(name, array)
+        return True
+
+    # -- calls --------------------------------------------------------------------------------------------------
+    def _open_local(self, proto: NodeProto, node: Node, scope: _Scope) -> bool:
+        function = self.model.functions.get((domain_of(proto), proto.op_type))
+        return function is not None and self._open(proto, node, function, scope, scope.origin)
+
+    def _open_standard(self, proto: NodeProto, node: Node, scope: _Scope) -> bool:
+        body = standard_body(proto, node.version, self._types(node)) if not node.domain else None
+        return body is not None and self._open(proto, node, body, scope, scope.origin or proto)
+
+    def _open(self, proto: NodeProto, node: Node, body: FunctionProto, scope: _Scope, origin: NodeProto | None) -> bool:
+        if len(scope.calls) >= MAX_DEPTH or proto.op_type in scope.calls:
+            raise ModelError(f"function '{proto.op_type}' calls itself, or nests too deep", where=self.model.name)
+        defaults = default_attributes(proto, node.version) if body.domain in ("", "ai.onnx") else {}
+        inner = _Scope({**scope.opsets, **opset_versions(body.opset_import)}, (*scope.calls, proto.op_type), origin)
+        for opened in open_call(proto, body, defaults):
+            self._visit(opened, inner)
+        return True
+
+    def _open_branch(self, proto: NodeProto, node: Node, scope: _Scope) -> bool:
+        """An If whose condition is known is its branch."""
+        condition = self.emitter.value(node.input(0)) if node.op == "If" and not node.domain else None
+        if condition is None:
+            return False
+        branch = node.attrs["then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"]
+        prefix = f"{node.outputs[0]}/"
+        for tensor in branch.initializer:
+            self._constant(prefix + tensor.name, load_tensor(tensor, self.model.external))
+        names = {t.name: prefix + t.name for t in branch.initializer}
+        known = {*self.emitter.graph_types, *names, *self.lost}
+        for opened in open_body(sorted_nodes(branch.node, known), names, {}, prefix):
+            self._visit(opened, scope)
+        for inner, outer in zip(branch.output, node.outputs, strict=True):
+            self._visit(helper.make_node("Identity", [names.get(inner.name, inner.name)], [outer]), scope)
+        return True
+
+    # -- failures -----------------------------------------------------------------------------------------------
+    def _supported(self, proto: NodeProto, node: Node, scope: _Scope) -> bool:
+        """Might this node be compiled, if what stands before it were?"""
+        return (
+            (node.domain, node.op) in self.emitter.rules
+            or (domain_of(proto), node.op) in self.model.functions
+            or node.op in ("Constant", "If")
+            or (not node.domain and has_standard_body(proto, node.version))
+        )
+
+    def _fail(self, node: Node, scope: _Scope, reason: str) -> bool:
+        if scope.origin is not None:
+            reason = f"its standard definition needs {node.op}: {reason}"
+            node = self._node(scope.origin, _Scope(self.model.opsets))
+        name = node.name or node.outputs[0]
+        self.failures.setdefault((name, node.op), Failure(name, node.domain, node.op, node.version, reason))
+        return False
+
+    # -- the result ---------------------------------------------------------------------------------------------
+    def _unify_outputs(self) -> None:
+        """A declared output dimension that is also an input's says what that input's is, where it is computed.
+
+        attention_mask's `total` is past + seq because present is declared [.., total, ..] and computed as that.
+        """
+        for info in self.model.outputs:
+            declared = info.type.tensor_type.shape.dim
+            computed = self.emitter.graph_types[info.name].shape
+            for dim, actual in zip(declared, computed, strict=False):
+                symbol = self.signature.dim(dim.dim_param) if dim.dim_param else None
+                derived = not isinstance(actual, (int, tirx.Var))
+                if derived and isinstance(symbol, tirx.Var) and symbol not in symbols(actual):
+                    raise Unify(symbol, actual)
+
+    def _graph(self) -> Graph:
+        used = {s.name for t in self.signature.types.values() for d in t.shape for s in symbols(d)}
+        return prune(
+            Graph(
+                name=self.model.name,
+                inputs=tuple(self.signature.types),
+                outputs=tuple(o.name for o in self.model.outputs),
+                nodes=tuple(self.nodes),
+                types=dict(self.emitter.graph_types),
+                constants=dict(self.emitter.constants),
+                symbols={n: r for n, r in self.signature.ranges.items() if n in used},
+            )
+        )
+
+
+def attribute_value(attribute: AttributeProto, external: ExternalData) -> Any:
+    """An attribute as a Python value: int, float, str, numpy array, tuple of these; graphs stay GraphProto."""
+    match attribute.type:
+        case AttributeProto.STRING:
+            return attribute.s.decode("utf-8", "replace")
+        case AttributeProto.STRINGS:
+            return tuple(s.decode("utf-8", "replace") for s in attribute.strings)
+        case AttributeProto.TENSOR:
+            return load_tensor(attribute.t, external)
+        case AttributeProto.TENSORS:
+            return tuple(load_tensor(t, external) for t in attribute.tensors)
+    value = helper.get_attribute_value(attribute)
+    return tuple(value) if isinstance(value, (list, tuple)) or hasattr(value, "append") else value
+
+
+def _constant_value(proto: NodeProto, node: Node, external: ExternalData) -> np.ndarray:
+    """The value of a Constant node (its attribute has one of several names). Raises ModelError."""
+    dtypes = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    for name, value in node.attrs.items():
+        if name == "value":
+            return np.asarray(value)
+        if name in dtypes:
+            return np.array(value, dtypes[name])
+        if name in ("value_string", "value_strings"):
+            return np.array(value, np.str_)
+    raise UnsupportedError("this kind of constant", where=f"node '{proto.name or node.outputs[0]}'")
