@@ -7,6 +7,7 @@ but this contract.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,6 +99,11 @@ class Template(ABC):
     def prepack(self, weights: Mapping[str, Any], workload: Any, config: Config, target: Target) -> Arrays:
         """Lay the weights out as the kernel reads them; ordered as the kernel's weight parameters."""
         return dict(weights)
+
+    def layout(self, workload: Any, config: Config, target: Target) -> str:
+        """Name of the packed layout: what two kernels pack under one name must be the same bytes, and is stored once."""
+        key = f"{workload.key()} {sorted(config.items())} {target.name}"
+        return f"{self.name}.{self.version}.{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     @abstractmethod
     def build(self, workload: Any, target: Target, config: Config) -> Any:

@@ -49,7 +49,7 @@ def decoder_of(graph: Graph) -> Decoder | None:
 
 def _with_caches(graph: Graph, layers: list[Node], logits: str) -> tuple[Graph, tuple[tuple[str, str], ...]]:
     B, S = graph.types["input_ids"].shape
-    blocks = tirx.Var("blocks", "int64")
+    blocks, capacity = tirx.Var("blocks", "int64"), tirx.Var("capacity", "int64")
     edit = Editor(replace(graph, outputs=(logits,)))
     edit.types[KV_LEN] = TensorType((B,), "int64")
     caches = []
@@ -57,7 +57,7 @@ def _with_caches(graph: Graph, layers: list[Node], logits: str) -> tuple[Graph, 
         KV, D = node.attrs["n_kv_heads"], node.attrs["head_dim"]
         names = f"k_cache.{i}", f"v_cache.{i}"
         edit.types[names[0]] = TensorType((B, KV, blocks, D, BLOCK), "float32")
-        edit.types[names[1]] = TensorType((B, KV, blocks * BLOCK, D), "float32")
+        edit.types[names[1]] = TensorType((B, KV, capacity, D), "float32")
         caches.append(names)
         inputs = (*node.inputs[:3], *names, *node.inputs[5:7], KV_LEN, "", node.inputs[9])
         edit.remove(node)

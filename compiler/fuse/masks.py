@@ -20,7 +20,7 @@ from llmc.fuse.build import Mask, key_bias
 from llmc.fuse.heads import reshape
 from llmc.graph import Dim, Editor, Node
 from llmc.match import array, rank
-from llmc.tvm_shim import Analyzer, tirx
+from llmc.tvm_shim import Analyzer, substitute, tirx
 
 _MOST_NODES = 200
 _HIDDEN_BELOW = -1e4
@@ -177,8 +177,7 @@ def _integers(edit: Editor, sub: _Subgraph) -> list[int]:
 def _evaluate(dim: Dim, sizes: Mapping[Any, int]) -> int:
     if isinstance(dim, int):
         return dim
-    table = {symbol: tirx.IntImm("int64", size) for symbol, size in sizes.items()}
-    return int(Analyzer().simplify(tirx.stmt_functor.substitute(dim, table)))
+    return int(Analyzer().simplify(substitute(dim, sizes)))
 
 
 def _feed(

@@ -1,0 +1,191 @@
+"""The package stage: everything that was compiled becomes a manifest, and an artifact that can be saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llmc import __version__
+from llmc.fuse import Decoder
+from llmc.graph import Dim, Graph
+from llmc.lower import Lowered, Param
+from llmc.package.archive import write_artifact
+from llmc.package.manifest import (
+    ArraySpec,
+    BufferSpec,
+    CacheSpec,
+    DecoderSpec,
+    FunctionSpec,
+    KernelSpec,
+    Manifest,
+    ParamSpec,
+    TargetSpec,
+)
+from llmc.quantize.formats import Format
+from llmc.schedules.base import Config
+from llmc.schedules.formats import QuantizedWeight
+from llmc.select import Kernel, Plan
+from llmc.targets.base import Target
+from llmc.tvm_shim import FFI_VERSION, TVM_VERSION
+
+_BESIDE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # travel with the model
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled model, not yet written. Weights are packed while they are written, one at a time."""
+
+    manifest: Manifest
+    library: Path
+    params: Mapping[str, Param]
+    extras: Mapping[str, Path]
+    folder: tempfile.TemporaryDirectory[str]  # holds `library`; goes with the artifact
+
+    def save(self, path: str | Path) -> Manifest:
+        """Write the `.llmc` file, whole or not at all; returns the manifest with its entries' hashes."""
+        tensors = _Packed({_key(name): param for name, param in self.params.items()})
+        return write_artifact(
+            path, self.manifest, lib=self.library, tensors=tensors, extras=dict(self.extras), include_runtime=True
+        )
+
+
+class _Packed(Mapping[str, np.ndarray]):
+    """Tensors by key. The arrays of the last kernel's weights are kept: their tensors are asked for in a row."""
+
+    def __init__(self, params: Mapping[str, Param]) -> None:
+        self.params = params
+        self.last: tuple[str, list[np.ndarray]] = ("", [])
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        param = self.params[key]
+        group = param.name.rpartition(":")[0] or param.name
+        if self.last[0] != group:
+            self.last = (group, param.pack())
+        return self.last[1][param.index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.params)
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+
+def describe(
+    model: Path,
+    target: Target,
+    format: Format | None,
+    plan: Plan,
+    configs: Mapping[Kernel, Config],
+    lowered: Lowered,
+    decoder: Decoder | None,
+    folder: tempfile.TemporaryDirectory[str],
+) -> Artifact:
+    """Collect what an artifact says about itself; `folder` holds lib.so."""
+    calls = plan.calls()
+    manifest = Manifest(
+        llmc=__version__,
+        tvm=TVM_VERSION,
+        tvm_ffi=FFI_VERSION,
+        target=TargetSpec(target.name, target.mcpu, target.requires),
+        functions={name: _function(graph, lowered.takes[name]) for name, graph in plan.functions.items()},
+        params={name: ParamSpec(_key(name), p.dtype, p.shape) for name, p in lowered.params.items()},
+        decoder=_decoder(model, decoder, plan.functions) if decoder else None,
+        quantization=_quantization(plan.functions["main"], format),
+        kernels=tuple(
+            KernelSpec(
+                name,
+                kernel.template.name,
+                kernel.template.version,
+                {k: v for k, v in vars(kernel.workload).items()},
+                dict(configs[kernel]),
+                "default",
+                calls[kernel],
+            )
+            for kernel, name in lowered.kernel_names.items()
+        ),
+    )
+    extras = {name: model.parent / name for name in _BESIDE if (model.parent / name).is_file()}
+    return Artifact(manifest, Path(folder.name) / "lib.so", lowered.params, extras, folder)
+
+
+def _key(name: str) -> str:
+    """A tensor's key in the file: short, whatever the exporter's names were."""
+    base, colon, index = name.rpartition(":")
+    digest = hashlib.sha256((base or name).encode()).hexdigest()[:16]
+    return f"{digest}.{index}" if colon else f"{digest}.{name[-40:]}"
+
+
+def _function(graph: Graph, params: tuple[str, ...]) -> FunctionSpec:
+    def spec(name: str) -> ArraySpec:
+        type_ = graph.types[name]
+        return ArraySpec(name, type_.dtype, _shape(type_.shape))
+
+    inputs, outputs = tuple(map(spec, graph.inputs)), tuple(map(spec, graph.outputs))
+    return FunctionSpec(inputs, outputs, params, dict(graph.symbols))
+
+
+def _shape(shape: tuple[Dim, ...]) -> tuple[int | str, ...]:
+    return tuple(d if isinstance(d, int) else str(d) for d in shape)
+
+
+def _decoder(model: Path, decoder: Decoder, functions: Mapping[str, Graph]) -> DecoderSpec:
+    step = functions["step"]
+    caches = tuple(
+        CacheSpec(*(BufferSpec(_shape(step.types[name].shape), step.types[name].dtype) for name in pair))
+        for pair in decoder.caches
+    )
+    inputs = tuple(step.inputs[: len(step.inputs) - 2 * len(caches)])
+    return DecoderSpec(decoder.vocab_size, len(caches), caches, inputs, _eos(model), _max_length(functions["main"]))
+
+
+def _eos(model: Path) -> tuple[int, ...]:
+    """End-of-sequence tokens, from the configuration files that exporters leave beside a model."""
+    for name, path in (
+        ("generation_config.json", ("eos_token_id",)),
+        ("genai_config.json", ("model", "eos_token_id")),
+        ("config.json", ("eos_token_id",)),
+    ):
+        file = model.parent / name
+        if not file.is_file():
+            continue
+        value = json.loads(file.read_text(encoding="utf-8"))
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, int):
+            return (value,)
+        if isinstance(value, list):
+            return tuple(int(v) for v in value)
+    return _eos_of_tokenizer(model.parent)
+
+
+def _eos_of_tokenizer(folder: Path) -> tuple[int, ...]:
+    """The token that tokenizer_config.json names as its end, looked up among tokenizer.json's added tokens."""
+    config, tokenizer = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    if not (config.is_file() and tokenizer.is_file()):
+        return ()
+    token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    added = json.loads(tokenizer.read_text(encoding="utf-8")).get("added_tokens", [])
+    return tuple(int(t["id"]) for t in added if t.get("content") == token)
+
+
+def _max_length(graph: Graph) -> int | None:
+    """Positions that the model's rotary tables hold; None where it computes them."""
+    rows = [
+        int(graph.types[node.inputs[0]].shape[0])
+        for node in graph.nodes
+        if node.op == "Embedding" and "position" in node.inputs[1]
+    ]
+    return min(rows, default=None)
+
+
+def _quantization(graph: Graph, format: Format | None) -> dict[str, object]:
+    weights = [c for c in graph.constants.values() if isinstance(c, QuantizedWeight)]
+    kinds = sorted({f"{w.bits}-bit, groups of {w.group_size if w.group_size != w.K else 'K'}" for w in weights})
+    return {"format": format.name if format else "none", "weights": kinds, "quantized_matrices": len(weights)}

@@ -1,0 +1,41 @@
+"""The build stage: a Relax module becomes one shared library of machine code and virtual-machine byte code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmc.errors import KernelError
+from llmc.fallback import legalize_and_schedule
+from llmc.targets.base import Target
+from llmc.tvm_shim import IRModule, TvmTarget, relax, tvm
+
+
+def build(module: IRModule, target: Target, library: Path) -> None:
+    """Compile `module` and write `library` (.so). Raises KernelError where code generation fails."""
+    tvm_target = TvmTarget(target.tvm())
+    try:
+        with tvm_target:
+            lowered = _PASSES(legalize_and_schedule(module, target))
+            executable = relax.build(lowered, tvm_target, relax_pipeline=None)
+        executable.export_library(str(library))
+    except (RuntimeError, ValueError, TypeError, tvm.error.InternalError) as e:
+        reason = str(e).strip().splitlines()[-1]
+        raise KernelError(f"code generation for {target.name} failed: {reason}", hint="--debug shows where") from e
+
+
+# What relax.build does by default, without a second legalisation and without sort/sampling libraries that CPUs lack.
+_PASSES = tvm.transform.Sequential(
+    [
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+)

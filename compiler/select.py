@@ -1,0 +1,147 @@
+"""The select stage: which kernels serve each big operator. One function an operator, from node to templates and workloads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmc.graph import LLMC, Graph, Node
+from llmc.schedules.attention.attention import ATTENTION, AttentionWorkload
+from llmc.schedules.attention.kv_append import KV_APPEND, KVAppendWorkload
+from llmc.schedules.base import Template, Workload
+from llmc.schedules.embedding.dense import EMBEDDING, EmbeddingWorkload
+from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
+from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
+from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
+from llmc.schedules.norm.norm import NORM, NormWorkload
+from llmc.targets.base import Target
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One member of a template's family: what is built once and called wherever it fits."""
+
+    template: Template
+    workload: Workload
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The kernels of each big operator, by the operator's first output, for every function of the module."""
+
+    functions: Mapping[str, Graph]
+    kernels: Mapping[tuple[str, str], tuple[Kernel, ...]]
+
+    def calls(self) -> dict[Kernel, int]:
+        """The distinct kernels, and how many calls of each all functions hold."""
+        return dict(Counter(k for kernels in self.kernels.values() for k in kernels))
+
+
+def select(functions: Mapping[str, Graph], target: Target) -> Plan:
+    """Choose kernels for every big operator; what no template accepts is left to its rule."""
+    chosen: dict[tuple[str, str], tuple[Kernel, ...]] = {}
+    for name, graph in functions.items():
+        for node in graph.nodes:
+            choose = _CHOICES.get(node.op) if node.domain == LLMC else None
+            kernels = choose(graph, node) if choose is not None else ()
+            if kernels and all(k.template.accepts(k.workload, target) for k in kernels):
+                chosen[name, node.outputs[0]] = kernels
+    return Plan(functions, chosen)
+
+
+def _linear(graph: Graph, node: Node) -> tuple[Kernel, ...]:
+    weight = graph.constants[node.inputs[1]]
+    bias, residual = bool(node.inputs[2]), bool(node.inputs[3])
+    activation = node.attrs["activation"]
+    if isinstance(weight, np.ndarray):
+        N, K = weight.shape
+        return (Kernel(DENSE, DenseLinearWorkload(N, K, bias=bias, activation=activation, residual=residual)),)
+    workload = LowBitLinearWorkload(
+        N=weight.N,
+        K=weight.K,
+        **_format(weight),
+        activations=node.attrs["activations"],
+        bias=bias,
+        activation=activation,
+        residual=residual,
+    )
+    return (Kernel(LOWBIT, workload),)
+
+
+def _format(weight: QuantizedWeight) -> dict[str, Any]:
+    """The fields by which low-bit workloads describe a weight. Scales are float16 only where that loses nothing."""
+    half = weight.scale.astype(np.float16)
+    exact = bool(np.array_equal(half.astype(np.float32), weight.scale))
+    return {
+        "bits": weight.bits,
+        "group_size": weight.group_size,
+        "symmetric": weight.symmetric,
+        "zero": float(weight.zero) if not isinstance(weight.zero, np.ndarray) else 0.0,
+        "scale_dtype": "float16" if exact else "float32",
+    }
+
+
+def _embedding(graph: Graph, node: Node) -> tuple[Kernel, ...]:
+    table = graph.constants[node.inputs[0]]
+    if isinstance(table, QuantizedWeight):
+        return (Kernel(LOWBIT_EMBEDDING, LowBitEmbeddingWorkload(V=table.N, E=table.K, **_format(table))),)
+    packed = any(n.op == "Linear" and n.domain == LLMC and n.inputs[1] == node.inputs[0] for n in graph.nodes)
+    return (Kernel(EMBEDDING, EmbeddingWorkload(V=table.shape[0], E=table.shape[1], packed=packed)),)
+
+
+def _norm(graph: Graph, node: Node) -> tuple[Kernel, ...]:
+    K = graph.types[node.inputs[1]].shape[0]
+    assert isinstance(K, int)
+    workload = NormWorkload(
+        K=K,
+        kind=node.attrs["kind"],
+        epsilon=float(node.attrs["epsilon"]),
+        bias=bool(node.inputs[2]),
+        residual=bool(node.inputs[3]),
+        sum_output=bool(node.outputs[1]),
+    )
+    return (Kernel(NORM, workload),)
+
+
+def _attention(graph: Graph, node: Node) -> tuple[Kernel, ...]:
+    """Two kernels: one rotates, appends and lays out keys and values; one attends."""
+    a, packed, rope = node.attrs, not node.inputs[1], bool(node.inputs[5])
+    in_place = bool(a.get("in_place", False))
+    heads = {"n_heads": a["n_heads"], "n_kv_heads": a["n_kv_heads"], "head_dim": a["head_dim"]}
+    append = KVAppendWorkload(
+        **heads,
+        packed_qkv=packed,
+        rope=rope,
+        interleaved=a["interleaved"],
+        past=bool(node.inputs[3]) and not in_place,
+        in_place=in_place,
+        present=bool(node.outputs[1]),
+    )
+    bias = graph.types[node.inputs[9]].shape if node.inputs[9] else (1, 1, 1, 1)
+    attend = AttentionWorkload(
+        **heads,
+        scale=float(a["scale"]),
+        causal=a["causal"],
+        window=a["window"],
+        softcap=float(a["softcap"]),
+        key_bias=bool(node.inputs[8]),
+        bias=bool(node.inputs[9]),
+        bias_batch=bias[0] != 1,
+        bias_heads=bias[1] != 1,
+        bias_rows=bias[2] != 1,
+        q_packed=packed and not rope,
+    )
+    return Kernel(KV_APPEND, append), Kernel(ATTENTION, attend)
+
+
+_CHOICES: dict[str, Callable[[Graph, Node], tuple[Kernel, ...]]] = {
+    "Linear": _linear,
+    "Embedding": _embedding,
+    "Norm": _norm,
+    "Attention": _attention,
+}
