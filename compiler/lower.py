@@ -116,7 +116,7 @@ class _Function:
     def emit(self) -> tuple[str, ...]:
         graph = self.graph
         inputs = [_variable(name, graph.types[name]) for name in graph.inputs]
-        self.emitter.bind(graph, dict(zip(graph.inputs, inputs, strict=True)))
+        self.emitter.bind_graph(graph, dict(zip(graph.inputs, inputs, strict=True)))
         with self.bb.function(self.name, attrs={"num_input": len(inputs)}):
             with self.bb.dataflow():
                 self._large_constants()

@@ -1,4 +1,4 @@
-"""The select stage: which kernels serve each big operator. One function an operator, from node to templates and workloads."""
+"""The select stage: which kernels serve each big operator; one function an operator."""
 
 from __future__ import annotations
 

@@ -86,8 +86,7 @@ def _restore_heads(edit: Editor, flat: str, name: str, heads: int) -> None:
     """Give readers of [B, H, S, D] what they read: nothing, where they only turn it back."""
     back = merged(edit, name)
     if back is not None:
-        edit.remove(back[1])
-        edit.add(Node("Identity", (flat,), (back[0],), version=1))
+        edit.replace_uses(back, flat)
     else:
         split_heads(edit, flat, name, heads)
 

@@ -37,7 +37,7 @@ def _takes_residual(edit: Editor, name: str, residual: str) -> Node | None:
 
 
 def _depends(edit: Editor, name: str, node: Node) -> bool:
-    """Does `name` come after `node`, which would close a cycle? A value with one reader has only that reader after it."""
+    """Does `node` make `name` itself? Nothing else can come after it: its value has one reader."""
     return edit.producer.get(name) is node
 
 

@@ -82,8 +82,8 @@ def reshape(edit: Editor, x: str, out: str, type_: TensorType) -> None:
     edit.add(Node("Reshape", (x, shape), (out,), {}, version=14), [type_])
 
 
-def merged(edit: Editor, name: str) -> tuple[str, Node] | None:
-    """(the [B, S, H*D] output, the node that makes it) where [B, H, S, D] is only turned back and flattened."""
+def merged(edit: Editor, name: str) -> str | None:
+    """The [B, S, H*D] value where [B, H, S, D] is only turned back and flattened."""
     readers = edit.consumers.get(name, [])
     if len(readers) != 1 or readers[0].op != "Transpose" or name in edit.graph.outputs:
         return None
@@ -92,7 +92,7 @@ def merged(edit: Editor, name: str) -> tuple[str, Node] | None:
     if list(transpose.attrs.get("perm", ())) != TO_HEADS or len(after) != 1 or after[0].op != "Reshape":
         return None
     out = after[0].outputs[0]
-    return (out, after[0]) if rank(edit, out) == 3 else None
+    return out if rank(edit, out) == 3 else None
 
 
 def repeated_source(edit: Editor, name: str) -> str:

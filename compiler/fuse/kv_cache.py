@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmc.graph import LLMC, Dim, Editor, Graph, Node, TensorType, prune
+from llmc.graph import LLMC, Dim, Editor, Graph, Node, TensorType, prune, same_dim
 from llmc.tvm_shim import tirx
 
 BLOCK = 64  # keys that lie side by side in a cache block
@@ -65,7 +65,7 @@ def _with_caches(graph: Graph, layers: list[Node], logits: str) -> tuple[Graph, 
             replace(node, inputs=inputs, outputs=(node.outputs[0], "", ""), attrs={**node.attrs, "in_place": True})
         )
     for node in list(edit.nodes.values()):
-        if node.op == "Positions" and node.domain == LLMC and node.attrs["length"] is S:
+        if node.op == "Positions" and node.domain == LLMC and same_dim(node.attrs["length"], S):
             edit.types[POSITIONS] = TensorType((B, S), "int64")
             edit.replace_uses(node.outputs[0], POSITIONS)
     step = edit.finish()
@@ -82,7 +82,7 @@ def _last_only(step: Graph, logits: str) -> Graph:
     edit = Editor(step)
     head = edit.producer[logits]
     S: Dim = step.types["input_ids"].shape[1]
-    if head.op != "Linear" or head.domain != LLMC or step.types[head.inputs[0]].shape[1] is not S:
+    if head.op != "Linear" or head.domain != LLMC or not same_dim(step.types[head.inputs[0]].shape[1], S):
         return replace(step, name="step_last")
     norm = edit.producer.get(head.inputs[0])
     chain = [head]
