@@ -60,21 +60,21 @@ class Simd:
 
     def span(self, start: Any, n: int | None = None) -> Any:
         """Index of `n` (default: one register) consecutive elements from `start`."""
-        return T.ramp(start, 1, n or self.lanes)
+        return start if n == 1 else T.ramp(start, 1, n or self.lanes)  # TVM has no vectors of one lane
 
     def splat(self, x: Any, n: int | None = None) -> Any:
-        return T.broadcast(x, n or self.lanes)
+        return x if n == 1 else T.broadcast(x, n or self.lanes)
 
     def f32(self, x: float, n: int | None = None) -> Any:
-        return T.broadcast(T.float32(x), n or self.lanes)
+        return self.splat(T.float32(x), n)
 
     def i32(self, x: int, n: int | None = None) -> Any:
-        return T.broadcast(T.int32(x), n or self.lanes)
+        return self.splat(T.int32(x), n)
 
     # -- arithmetic ---------------------------------------------------------------------------------------------
     def fma(self, a: Any, b: Any, c: Any, n: int | None = None) -> Any:
         """a * b + c, rounded once."""
-        return pure("llvm.fma", a, b, c, dtype=f"float32x{n or self.lanes}")
+        return pure("llvm.fma", a, b, c, dtype="float32" if n == 1 else f"float32x{n or self.lanes}")
 
     def reduce_max(self, x: Any) -> Any:
         return pure("llvm.vector.reduce.fmax", x, dtype="float32")

@@ -76,7 +76,7 @@ class DenseLinear(Template):
     the same columns.
 
     Knobs: MR rows by NV registers is the register block, KU the unrolling of k, `ahead` how many bytes before their
-    use weights are prefetched where they stream from memory (0: left to the hardware).
+    use weights are prefetched (0: left to the hardware).
     """
 
     name = "dense"
@@ -90,14 +90,14 @@ class DenseLinear(Template):
             return NV % workload.halves == 0 and target.vector_registers > MR * NV + NV
 
         rows = (3, 4, 5, 6, 7, 8, 9, 10, 12, 14)
-        return Space({"MR": rows, "NV": (1, 2, 3, 4), "KU": (4, 8), "ahead": (0, 1024, 2048, 4096)}, valid)
+        return Space({"MR": rows, "NV": (1, 2, 3, 4), "KU": (4, 8), "ahead": (0, 1024, 4096, 8192)}, valid)
 
     def default(self, workload: DenseLinearWorkload, target: Target) -> dict[str, int | str]:
         if target.vector_registers < 32:
             MR, NV = 6, 2
         else:
             MR, NV = (6, 4) if workload.halves == 2 else (8, 3)
-        return {"MR": MR, "NV": NV, "KU": 4, "ahead": 0}
+        return {"MR": MR, "NV": NV, "KU": 4, "ahead": 4096}
 
     def prepack(
         self, weights: Mapping[str, Any], workload: DenseLinearWorkload, config: Config, target: Target
@@ -107,6 +107,9 @@ class DenseLinear(Template):
         if workload.bias:
             packed["bias"] = pack_panels(weights["bias"].reshape(-1, 1), NR, workload.halves)[:, 0]
         return packed
+
+    def layout(self, workload: DenseLinearWorkload, config: Config, target: Target) -> str:
+        return f"panels.{int(config['NV']) * target.lanes}.{workload.halves}"
 
     def build(self, workload: DenseLinearWorkload, target: Target, config: Config) -> Any:
         return _Kernel(workload, target, config).build()
@@ -187,7 +190,7 @@ class _Kernel:
                     chain[m][v].v = simd.fma(b[v], a, chain[m][v].v)
 
         with T.serial(0, K // self.KU) as ko:
-            if self.ahead and rows <= 4:  # more rows reuse the panel: the hardware keeps up
+            if self.ahead:
                 for byte in range(0, self.KU * self.NR * 4, 64):
                     simd.prefetch(self.weight[panel, ko * self.KU, (self.ahead + byte) // 4])
             for ku in range(self.KU):
@@ -231,7 +234,7 @@ class _Kernel:
             for v, start in enumerate(range(0, width, lanes)):
                 n = min(lanes, width - start)
                 value = row[v].v if n == lanes else self._part(row[v], n)
-                at = [first + m, T.ramp(panel * self.width + start, 1, n)]
+                at = [first + m, self.simd.span(panel * self.width + start, n)]
                 if self.residual is not None:
                     value = value + self.residual[tuple(at)]
                 T.buffer_store(self.y, value, at)
@@ -240,7 +243,7 @@ class _Kernel:
         """The first n lanes. They are taken from a copy, or LLVM would keep the accumulator itself in memory."""
         copy = self.simd.reg()
         copy.v = register.v
-        return copy.buffer[T.ramp(0, 1, n)]
+        return copy.buffer[self.simd.span(0, n)]
 
 
 DENSE = DenseLinear()
