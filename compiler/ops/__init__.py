@@ -6,7 +6,7 @@ A rule takes a `Context` and returns a Relax expression, or a tuple of them wher
 
 from __future__ import annotations
 
-from llmc.ops import contrib, elementwise, gather, matmul, nn, quant, reduce, shape
+from llmc.ops import contrib, elementwise, fused, gather, matmul, nn, quant, reduce, shape
 from llmc.ops.context import Rule
 
 _STANDARD = {
@@ -22,6 +22,7 @@ _STANDARD = {
 RULES: dict[tuple[str, str], Rule] = {
     **{("", op): rule for op, rule in {**_STANDARD, **contrib.STANDARD}.items()},
     **{("com.microsoft", op): rule for op, rule in contrib.RULES.items()},
+    **fused.RULES,
 }
 
 __all__ = ["RULES"]
