@@ -1,11 +1,22 @@
-"""Packaging of llmc: `compiler/` is the package `llmc`, `schedules/`, `targets/` and `tuning_logs/` are inside it."""
+"""Packaging of llmc: `compiler/` is the package `llmc`; `schedules/`, `targets/` and `tuning_logs/` are inside it.
 
+The base install runs artifacts and the command line; what compiles them comes with the extra `compile`.
+"""
+
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-ROOMS = {"llmc": "compiler", "llmc.schedules": "schedules", "llmc.targets": "targets", "llmc.tuning_logs": "tuning_logs"}
+ROOMS = {
+    "llmc": "compiler",
+    "llmc.schedules": "schedules",
+    "llmc.targets": "targets",
+    "llmc.tuning_logs": "tuning_logs",
+}
+
+VERSION = re.findall(r'^__version__ = "(.+)"$', (ROOT / "compiler/__init__.py").read_text(encoding="utf8"), re.M)[0]
 
 package_dir = dict(ROOMS)
 packages = list(ROOMS)
@@ -14,21 +25,47 @@ for name, folder in ROOMS.items():
         package_dir[f"{name}.{sub}"] = f"{folder}/{sub.replace('.', '/')}"
         packages.append(f"{name}.{sub}")
 
-RUN = ["numpy>=1.26", "apache-tvm-ffi==0.1.14.post1", "apache-tvm==0.27.0.post1", "tokenizers>=0.20", "jinja2>=3.1"]
-COMPILE = ["onnx>=1.18", "ml-dtypes>=0.5", "networkx>=3.2", "xgboost-cpu>=3.0", "psutil>=6", "cloudpickle>=3", "safetensors>=0.4"]
-CLI = ["typer>=0.15", "rich>=13.9"]
-TEST = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "onnxruntime>=1.20"]
-DEV = ["ruff>=0.9", "mypy>=1.14"]
+# The two halves of TVM are pinned exactly, and together: pip alone resolves a newer apache-tvm-ffi, with which this
+# apache-tvm segfaults as soon as it writes a PrimFunc as JSON or tensorizes a schedule.
+TVM, TVM_FFI = "apache-tvm==0.27.0.post1", "apache-tvm-ffi==0.1.14.post1"
+
+RUN = ["numpy>=1.26", TVM_FFI, "tokenizers>=0.20", "jinja2>=3.1", "typer>=0.15", "rich>=13.9"]
+# xgboost-cpu is the module xgboost without hundreds of megabytes of GPU libraries.
+COMPILE = [
+    TVM,
+    "onnx>=1.18",
+    "ml-dtypes>=0.5",
+    "networkx>=3.2",
+    "safetensors>=0.4",
+    "xgboost-cpu>=3.0",
+    "psutil>=6",
+    "cloudpickle>=3",
+]
+EXAMPLES = ["gguf>=0.17"]
+TEST = [
+    *COMPILE,
+    *EXAMPLES,
+    "onnxruntime>=1.23",
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+]
+DEV = [*TEST, "ruff>=0.9", "mypy>=1.14"]
 
 setup(
     name="llmc",
-    version="0.1.0",
-    description="Compile ONNX models, large language models above all, into tuned artifacts",
+    version=VERSION,
+    description="Compiles ONNX models, language models above all, into fast single-file artifacts",
+    long_description=(ROOT / "README.md").read_text(encoding="utf8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     package_dir=package_dir,
     packages=packages,
     package_data={"llmc": ["py.typed"], "llmc.tuning_logs": ["*.jsonl"]},
-    install_requires=RUN + COMPILE + CLI,
-    extras_require={"test": TEST, "dev": TEST + DEV},
+    install_requires=RUN,
+    extras_require={"compile": COMPILE, "examples": EXAMPLES, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["llmc = llmc.cli:main"]},
 )

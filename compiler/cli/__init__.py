@@ -1,0 +1,79 @@
+"""The command line: one file a verb. Nothing computes here, and nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from llmc.cli import bench, check, compile, generate, inspect, run, targets
+from llmc.errors import LlmcError
+
+# Help without rich: it costs 60 ms at every start, and the text must also read well in a pipe.
+app = typer.Typer(
+    name="llmc",
+    help="Compile ONNX models, language models above all, into fast single-file artifacts.\n\n"
+    "\b\n"
+    "Example:\n"
+    "  llmc compile model.onnx --quantize w4a8-g32 -o model.llmc\n"
+    '  llmc generate model.llmc "What is the capital of France?"\n'
+    "\n"
+    "\b\n"
+    "Exit codes: 0 done, 2 wrong option, 3 bad model, 4 unsupported operators,\n"
+    "  5 shapes, 6 bad artifact, 7 wrong inputs, 8 kernel, 9 check failed, 1 anything else.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (compile, run, generate, bench, check, inspect, targets):
+    app.command(verb.__name__.rpartition(".")[2])(verb.command)
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; anywhere on the line.")
+    ] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"llmc {installed('llmc')}")
+        raise typer.Exit
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code. An LlmcError is one message, without a traceback."""
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    try:
+        app(args=[w for w in words if w != "--debug"], prog_name="llmc")
+    except SystemExit as done:
+        if done.code == 130:
+            _complain("interrupted")
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except LlmcError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if debug or error.name is None or error.name.startswith("llmc"):
+            raise
+        _complain(f"this needs the module {error.name}\n  hint: pip install 'llmc[compile]' installs the compiler")
+        return LlmcError.exit_code
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        _complain(str(error) or "out of memory")
+        return LlmcError.exit_code
+    return 0
+
+
+def _complain(message: str) -> None:
+    print(f"llmc: {message}", file=sys.stderr)

@@ -86,47 +86,45 @@ def write(checkpoint: Checkpoint, path: Path, quantized: bool) -> None:
 
     ids = [helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "seq"]) for n in ("input_ids", "position_ids")]
     ids.insert(1, helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"]))
-    cache = lambda name, length: [  # noqa: E731
-        helper.make_tensor_value_info(
-            f"{name}.{i}.{kv}", TensorProto.FLOAT, ["batch", c.n_kv_heads, length, c.head_dim]
-        )
-        for i in range(c.n_layers)
-        for kv in ("key", "value")
-    ]
+
+    def caches(name: str, length: str) -> list[onnx.ValueInfoProto]:
+        shape = ["batch", c.n_kv_heads, length, c.head_dim]
+        names = [f"{name}.{i}.{kv}" for i in range(c.n_layers) for kv in ("key", "value")]
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names]
+
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "seq", len(table.q)])
-    b.save(path, [*ids, *cache("past_key_values", "past")], [logits, *cache("present", "total")])
+    b.save(path, [*ids, *caches("past_key_values", "past")], [logits, *caches("present", "total")])
 
 
 def _layer(b: Builder, checkpoint: Checkpoint, i: int, h: str, mask: str, rotary: list[str]) -> str:
     """One decoder layer: h [batch, seq, hidden] to the same."""
     c, name = checkpoint.config, f"layers.{i}"
-    matrix = lambda part: checkpoint.matrices[f"blk.{i}.{part}.weight"]  # noqa: E731
-    rotate = lambda x, heads: b.op("RotaryEmbedding", [x, *rotary], f"{x}.rotated", num_heads=heads)  # noqa: E731
+
+    def linear(x: str, part: str, name: str) -> str:
+        return b.linear(x, checkpoint.matrices[f"blk.{i}.{part}.weight"], f"layers.{i}.{name}")
+
+    def rotate(x: str, heads: int) -> str:
+        return b.op("RotaryEmbedding", [x, *rotary], f"{x}.rotated", num_heads=heads)
 
     x = _norm(b, h, checkpoint.vectors[f"blk.{i}.attn_norm.weight"], c.epsilon, f"{name}.attention_norm")
-    q, k, v = (b.linear(x, matrix(f"attn_{part}"), f"{name}.{part}") for part in "qkv")
+    q, k, v = (linear(x, f"attn_{part}", part) for part in "qkv")
+    past = [f"past_key_values.{i}.{kv}" for kv in ("key", "value")]
     attended = b.op(
         "Attention",
-        [
-            rotate(q, c.n_heads),
-            rotate(k, c.n_kv_heads),
-            v,
-            mask,
-            *(f"past_key_values.{i}.{kv}" for kv in ("key", "value")),
-        ],
+        [rotate(q, c.n_heads), rotate(k, c.n_kv_heads), v, mask, *past],
         f"{name}.attention",
         *(f"present.{i}.{kv}" for kv in ("key", "value")),
         q_num_heads=c.n_heads,
         kv_num_heads=c.n_kv_heads,
         scale=c.head_dim**-0.5,
     )
-    h = b.op("Add", [h, b.linear(attended, matrix("attn_output"), f"{name}.o")], f"{name}.attention_residual")
+    h = b.op("Add", [h, linear(attended, "attn_output", "o")], f"{name}.attention_residual")
 
     x = _norm(b, h, checkpoint.vectors[f"blk.{i}.ffn_norm.weight"], c.epsilon, f"{name}.mlp_norm")
-    gate, up = (b.linear(x, matrix(f"ffn_{part}"), f"{name}.{part}") for part in ("gate", "up"))
+    gate, up = (linear(x, f"ffn_{part}", part) for part in ("gate", "up"))
     silu = b.op("Mul", [gate, b.op("Sigmoid", [gate], f"{name}.sigmoid")], f"{name}.silu")
     gated = b.op("Mul", [silu, up], f"{name}.gated")
-    return b.op("Add", [h, b.linear(gated, matrix("ffn_down"), f"{name}.down")], f"{name}.mlp_residual")
+    return b.op("Add", [h, linear(gated, "ffn_down", "down")], f"{name}.mlp_residual")
 
 
 def _norm(b: Builder, x: str, weight: np.ndarray, epsilon: float, name: str) -> str:
@@ -147,9 +145,10 @@ def _mask(b: Builder) -> str:
 
     An explicit mask, because runtimes disagree about how Attention's is_causal counts a past.
     """
-    size = lambda value, axis, name: b.op(  # noqa: E731
-        "Gather", [b.op("Shape", [value], f"{name}.shape"), b.scalar(axis)], name, axis=0
-    )
+
+    def size(value: str, axis: int, name: str) -> str:
+        return b.op("Gather", [b.op("Shape", [value], f"{name}.shape"), b.scalar(axis)], name, axis=0)
+
     past = size("past_key_values.0.key", 2, "past")
     total = b.op("Add", [past, size("input_ids", 1, "seq")], "total")
     query = b.op("Unsqueeze", [b.op("Range", [past, total, b.scalar(1)], "query.index"), b.ints(1)], "query")

@@ -31,7 +31,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Blocks:
-    """w[n, k] = (q[n, k] - zero[n, k // 32]) * scale[n, k // 32]; q [N, K] uint8, scale and zero [N, K / 32] float32."""
+    """w[n, k] = (q[n, k] - zero[n, g]) * scale[n, g], g = k // 32; q uint8 [N, K], the others float32 [N, K / 32]."""
 
     q: np.ndarray
     scale: np.ndarray
@@ -66,7 +66,7 @@ def find_smollm2() -> Path:
 
 
 def read(path: Path, layers: int | None = None) -> Checkpoint:
-    """Reads `path`; with `layers`, only that many of its layers. Raises ValueError for another architecture or format."""
+    """Reads `path`; with `layers`, only so many of its layers. Raises ValueError for what it does not know."""
     import gguf
 
     reader = gguf.GGUFReader(path)
@@ -107,7 +107,7 @@ def _config(entries: dict[str, Any], layers: int | None) -> Config:
 
 
 def _q4_1(raw: np.ndarray) -> Blocks:
-    """[N, K / 32 * 20] bytes: a block is d and m (float16), then 16 bytes; low nibbles are weights 0..15, high 16..31."""
+    """[N, K / 32 * 20] bytes: d and m (float16), then 16 bytes whose low nibbles are weights 0..15, the high 16..31."""
     N = raw.shape[0]
     blocks = raw.reshape(N, -1, 20)
     d, m = (np.ascontiguousarray(blocks[..., i : i + 2]).view(np.float16)[..., 0].astype(np.float32) for i in (0, 2))
@@ -132,6 +132,6 @@ _DECODERS = {"Q4_1": _q4_1, "Q8_0": _q8_0}
 
 
 def _halves(blocks: Blocks, heads: int) -> Blocks:
-    """Rows of q and k in ONNX's order. GGUF stores each head's rotated pairs side by side; ONNX has them half a head apart."""
+    """The rows of q or k in ONNX's order: rotated pairs half a head apart, where GGUF stores them side by side."""
     rows = np.arange(len(blocks.q)).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
     return Blocks(blocks.q[rows], blocks.scale[rows], blocks.zero[rows], blocks.bits)

@@ -1,0 +1,151 @@
+"""Compares an artifact with onnxruntime: every output on random inputs of several sizes, and perplexity on a text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmc import samples
+from llmc.engines import Engine, open_engine
+from llmc.errors import CheckError, ModelError
+from llmc.options import show_dims
+from llmc.package.manifest import Manifest
+from llmc.package.reader import open_artifact
+from llmc.perplexity import perplexity
+
+# In float32 only the order of additions differs. Rounded weights and activations change results by design: there the
+# direction of an output must hold.
+FLOAT_RELATIVE = 2e-3
+COSINE = {8: 0.99, 4: 0.90}
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """One output of one call. `relative` is the largest error over the reference's largest magnitude.
+
+    For logits also `top1`, the share of positions with the same likeliest token, and `kl`, the mean divergence
+    KL(reference || artifact) in nats.
+    """
+
+    case: str
+    output: str
+    max_error: float
+    relative: float
+    cosine: float
+    top1: float | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """`bits` is the narrowest width of the artifact's weights, 32 where none was rounded: it decides the tolerance."""
+
+    outputs: tuple[OutputCheck, ...]
+    perplexity: dict[str, float]
+    bits: int
+
+    def demand(self) -> None:
+        """Raises CheckError where an output is beyond its tolerance."""
+        failed = [c for c in self.outputs if not self._holds(c)]
+        if failed:
+            c = max(failed, key=lambda c: (np.isnan(c.relative), c.relative))
+            bound = f"cosine {COSINE[self.bits]}" if self.bits in COSINE else f"relative error {FLOAT_RELATIVE}"
+            raise CheckError(
+                f"{len(failed)} of {len(self.outputs)} outputs are beyond {bound}; worst: relative error "
+                f"{c.relative:.2e}, cosine {c.cosine:.5f}",
+                where=f"output '{c.output}' at {c.case or 'fixed sizes'}",
+                hint="" if self.bits in COSINE else "compile with --dump-ir and compare the stages",
+            )
+
+    def _holds(self, c: OutputCheck) -> bool:
+        return c.cosine >= COSINE[self.bits] if self.bits in COSINE else c.relative <= FLOAT_RELATIVE
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"passed": all(map(self._holds, self.outputs))}
+
+
+def check(
+    artifact: str | Path,
+    onnx: str | Path,
+    *,
+    seed: int = 0,
+    dims: Mapping[str, int] | None = None,
+    text: str | Path | None = None,
+    threads: int | None = None,
+) -> CheckReport:
+    """Run both on the same inputs, drawn with `seed`, at several sizes of the symbolic dimensions (`dims` fixes some).
+
+    With `text`, also the perplexity of both on that file. Raises OptionError where onnxruntime is not installed, and
+    what loading either file raises; `CheckReport.demand` turns disagreement into an error.
+    """
+    manifest = open_artifact(artifact).manifest
+    threads = threads or len(os.sched_getaffinity(0))
+    reference = open_engine("onnxruntime", onnx, threads)
+    ours = open_engine("llmc", artifact, threads)
+    main = manifest.functions["main"]
+    vocabulary = manifest.decoder.vocab_size if manifest.decoder else smallest_table(Path(onnx))
+    rng = np.random.default_rng(seed)
+    outputs = []
+    for case in samples.cases(main.symbols, dims or {}):
+        inputs = samples.make(main.inputs, case, rng, vocabulary)
+        expected, got = reference.call(inputs), ours.call(inputs)
+        outputs += [compare(show_dims(case), name, expected[name], got[name], manifest) for name in expected]
+    scores = _perplexities({"onnxruntime": reference, "llmc": ours}, artifact, text) if text else {}
+    return CheckReport(tuple(outputs), scores, narrowest(manifest))
+
+
+def compare(case: str, name: str, expected: np.ndarray, got: np.ndarray, manifest: Manifest) -> OutputCheck:
+    """Raises CheckError where the shapes differ."""
+    if expected.shape != got.shape:
+        raise CheckError(
+            f"has shape {got.shape}, onnxruntime's has {expected.shape}", where=f"output '{name}' at {case}"
+        )
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    error = float(np.abs(a - b).max(initial=0))
+    largest = float(np.abs(a).max(initial=0))
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    cosine = float((a * b).sum() / norms) if norms else float(np.array_equal(a, b))
+    top1 = kl = None
+    if manifest.decoder and a.ndim == 3 and a.shape[-1] == manifest.decoder.vocab_size:
+        top1 = float((a.argmax(-1) == b.argmax(-1)).mean())
+        p, q = _log_softmax(a), _log_softmax(b)
+        kl = float((np.exp(p) * (p - q)).sum(-1).mean())
+    return OutputCheck(case, name, error, error / largest if largest else error, cosine, top1, kl)
+
+
+def narrowest(manifest: Manifest) -> int:
+    """Bits of the narrowest weights; 32 where all are float."""
+    return min((int(kind.split("-bit")[0]) for kind in manifest.quantization.get("weights", ())), default=32)
+
+
+def smallest_table(path: Path) -> int:
+    """Rows of the smallest constant that the model looks ids up in: random ids must stay below."""
+    import onnx
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf's DecodeError is not of onnx's making
+        raise ModelError(f"cannot be read as ONNX: {error}", where=str(path)) from None
+    rows = {t.name: t.dims[0] for t in graph.initializer if t.dims}
+    inputs = {i.name for i in graph.input}
+    tables = [
+        rows[n.input[0]] for n in graph.node if n.op_type == "Gather" and n.input[1] in inputs and n.input[0] in rows
+    ]
+    return min(tables, default=1000)
+
+
+def _perplexities(engines: Mapping[str, Engine], artifact: str | Path, text: str | Path) -> dict[str, float]:
+    from llmc.runtime.text import Text
+
+    ids = np.array(Text(open_artifact(artifact)).encode(Path(text).read_text(encoding="utf8")), np.int64)
+    return {name: perplexity(engine, ids) for name, engine in engines.items()}
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(-1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(-1, keepdims=True)))

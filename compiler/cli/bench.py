@@ -1,0 +1,108 @@
+"""`llmc bench`: how fast an artifact is, alone or against other engines in the same run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmc.cli.common import JsonFlag, ThreadsOption, print_json, print_table, stderr
+from llmc.errors import LlmcError, OptionError
+
+if TYPE_CHECKING:
+    from llmc.bench import Result, Task
+    from llmc.package.manifest import Manifest
+
+
+def command(
+    artifact: Annotated[Path, typer.Argument(help="The .llmc file.")],
+    prefill: Annotated[str, typer.Option(help="Prompt lengths of a language model.")] = "128,512",
+    decode: Annotated[int, typer.Option(min=0, help="Tokens to generate after a prompt of 128.")] = 64,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="Size of a dimension of any other model: batch=1, seq=128.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Peers: onnxruntime, onnxruntime-genai, openvino, openvino-int4.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="The ONNX file that the peers run.")] = None,
+    threads: ThreadsOption = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Measured rounds, after one of warming up.")] = 5,
+    json: JsonFlag = False,
+) -> None:
+    """Measure an artifact, alone or against its peers.
+
+    Tokens per second of a language model, ms a call of any other: medians of interleaved rounds. Logits are computed
+    for every position, by llmc and by its peers.
+
+    \b
+    Example:
+      llmc bench model.llmc --prefill 128,512 --decode 64 --against onnxruntime --model model.onnx
+    """
+    from llmc import bench, options
+    from llmc.package.reader import open_artifact
+
+    lengths = options.parse_counts(prefill, "--prefill")
+    peers = [name.strip() for name in against.split(",")] if against else []
+    if peers and model is None:
+        raise OptionError("--against needs the ONNX file that the peers run", hint="add --model model.onnx")
+    manifest = open_artifact(artifact).manifest
+    tasks = bench.decoder_tasks(lengths, decode) if manifest.decoder else [_call_task(manifest, dim or [])]
+    contestants = [bench.Contestant("llmc", artifact), *(bench.Contestant(p, model or artifact) for p in peers)]
+    console = stderr()
+    with console.status("measuring") as status:
+        results = bench.compare(
+            contestants,
+            tasks,
+            threads=threads or len(os.sched_getaffinity(0)),
+            repeat=repeat,
+            vocabulary=manifest.decoder.vocab_size if manifest.decoder else 1000,
+            progress=status.update,
+        )
+    ours = results["llmc"]
+    if isinstance(ours, LlmcError):
+        raise ours
+    if json:
+        print_json({name: bench.as_json(result) for name, result in results.items()})
+    else:
+        _show(tasks, results)
+
+
+def _call_task(manifest: Manifest, dim: list[str]) -> Task:
+    """One call of the main function at the sizes of --dim; 1 and 128 where none is given."""
+    import numpy as np
+
+    from llmc import bench, options, samples
+
+    main = manifest.functions["main"]
+    given = options.fixed_dims(dim)
+    unknown = set(given) - set(main.symbols)
+    if unknown:
+        raise OptionError(f"the model has no dimension '{min(unknown)}'", hint=f"it has: {', '.join(main.symbols)}")
+    dims = {
+        s: given.get(s, 1 if "batch" in s else 128 if high is None else min(128, high))
+        for s, (_, high) in main.symbols.items()
+    }
+    inputs = samples.make(main.inputs, dims, np.random.default_rng(0), vocabulary=1000)
+    return bench.Task(options.show_dims(dims) or "call", inputs=inputs)
+
+
+def _show(tasks: list[Task], results: dict[str, Any]) -> None:
+    """A row an engine; every figure as median [lowest–highest], with the ratio to llmc's."""
+    ours: Result = results["llmc"]
+    rows, notes = [], []
+    for name, result in results.items():
+        if isinstance(result, LlmcError):
+            notes.append(f"{name} did not take part: {result}")
+            continue
+        cells = []
+        for task in tasks:
+            f = result.figures[task.name]
+            ratio = f"  {f.median / ours.figures[task.name].median:.2f}×" if len(results) > 1 else ""
+            cells.append(f"{f.median:.4g} [{f.low:.4g}–{f.high:.4g}]{ratio}")
+        rows.append((name, *cells, f"{result.load_s:.2f}", f"{result.peak_rss_mb:.0f}"))
+    unit = "tok/s" if tasks[0].work else "ms"
+    print_table(("engine", *(f"{t.name}, {unit}" for t in tasks), "load, s", "peak, MB"), rows)
+    for note in notes:
+        stderr().print(note, markup=False)

@@ -1,0 +1,120 @@
+"""`llmc compile`: an ONNX file to an artifact."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmc.cli.common import JsonFlag, human_bytes, human_seconds, print_json, print_pairs, stderr
+from llmc.errors import ModelError, OptionError
+
+if TYPE_CHECKING:
+    from llmc.pipeline import StageEvent
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="The ONNX file; its external data lies beside it.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The artifact to write; default: MODEL's name with .llmc, here."),
+    ] = None,
+    target: Annotated[str, typer.Option(help="What to build for; `llmc targets` lists them.")] = "native",
+    quantize: Annotated[str, typer.Option(help="Format of the weights: none, w8a8, w4a8-g32, w4a16-g32 ...")] = "none",
+    dim: Annotated[
+        list[str] | None, typer.Option(help="Fix or bound a symbolic dimension: batch=1, seq=1..4096; may be repeated.")
+    ] = None,
+    dump_ir: Annotated[Path | None, typer.Option(help="Write one readable file a stage into this folder.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Compile an ONNX model into one file.
+
+    The file runs without the compiler; `llmc inspect` shows what is in it.
+
+    \b
+    Example:
+      llmc compile model.onnx --target x86-avx512 --quantize w4a8-g32 -o model.llmc
+    """
+    from llmc import options
+
+    output = output or Path(model.with_suffix(".llmc").name)
+    if not model.is_file():
+        raise ModelError("no such file", where=str(model))
+    chosen = options.resolve_target(target)
+    dims = options.parse_dims(dim or ())
+    _demand_writable(output)
+
+    from llmc import pipeline
+    from llmc.quantize.formats import resolve_format
+
+    format = resolve_format(quantize)
+    console = stderr()
+    resolved = {
+        "model": f"{model} ({human_bytes(_model_bytes(model))})",
+        "target": f"{chosen.name}{' (native)' if target == 'native' else ''}: {chosen.description}",
+        "quantize": f"{format.name}: {format.description}" if format else "none: weights stay as they are",
+        "dims": options.show_dims(dims) or "as in the model",
+        "output": output,
+    }
+    print_pairs(resolved, console)
+
+    stages: dict[str, float] = {}
+    started = time.perf_counter()
+    with console.status("compiling") as status:
+        artifact = pipeline.compile(
+            model,
+            target=target,
+            quantize=quantize,
+            dims=dims or None,
+            dump_ir=dump_ir,
+            progress=_reporter(stages, console.print, status.update),
+        )
+        artifact.save(output)
+    seconds, size = time.perf_counter() - started, output.stat().st_size
+    if json:
+        print_json({"output": str(output), "bytes": size, "seconds": seconds, "stages": stages, "target": chosen.name})
+    else:
+        console.print(f"wrote {output}, {human_bytes(size)}, in {human_seconds(seconds)}", markup=False)
+
+
+def _reporter(
+    stages: dict[str, float], line: Callable[..., None], status: Callable[[str], None]
+) -> Callable[[StageEvent], None]:
+    """Notes and prints every stage as it ends."""
+
+    def report(event: StageEvent) -> None:
+        stages[event.name] = event.seconds
+        line(f"  {event.name:<12} {human_seconds(event.seconds):>8}  {event.detail}", markup=False)
+        status(f"compiling, after {event.name}")
+
+    return report
+
+
+def _demand_writable(output: Path) -> None:
+    """Find out before minutes of work whether their result can be written, and what it would replace."""
+    if output.exists() and not _is_artifact(output):
+        raise OptionError("exists and is not an llmc artifact", where=str(output), hint="choose another --output")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise OptionError(
+            f"cannot write there: {error.strerror}", where=str(output.parent), hint="choose another --output"
+        ) from None
+
+
+def _is_artifact(path: Path) -> bool:
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return "manifest.json" in archive.namelist()
+    return False
+
+
+def _model_bytes(model: Path) -> int:
+    """The file and its usual companion of external data."""
+    return sum(p.stat().st_size for p in (model, model.with_name(model.name + ".data")) if p.is_file())

@@ -1,0 +1,85 @@
+"""`llmc inspect`: what an artifact says about itself. Verifies the file; loads no code."""
+
+from __future__ import annotations
+
+import json as json_
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmc.cli.common import JsonFlag, human_bytes, print_json, print_pairs, print_table, stdout
+
+if TYPE_CHECKING:
+    from llmc.package.manifest import ArraySpec, Manifest
+
+
+def command(
+    artifact: Annotated[Path, typer.Argument(help="The .llmc file.")],
+    json: JsonFlag = False,
+) -> None:
+    """Verify an artifact and show what it holds.
+
+    Nothing of it is executed.
+
+    \b
+    Example:
+      llmc inspect model.llmc
+    """
+    from llmc.package.reader import open_artifact
+
+    manifest = open_artifact(artifact).manifest
+    if json:
+        print_json(json_.loads(manifest.to_json()))
+        return
+    print_pairs(_facts(manifest, artifact), stdout())
+    rows = [
+        (name, direction, a.name, a.dtype, _shape(a))
+        for name, function in manifest.functions.items()
+        for direction, arrays in (("in", function.inputs), ("out", function.outputs))
+        for a in _without_caches(arrays)
+    ]
+    print_table(("function", "", "name", "dtype", "shape"), rows)
+    kernels = [
+        (k.template, k.calls, _line(k.workload), _line(k.config), _line(k.provenance))
+        for k in sorted(manifest.kernels, key=lambda k: (k.template, k.name))
+    ]
+    print_table(("kernel", "calls", "workload", "config", "found by"), kernels)
+    print_table(("entry", "bytes"), [(name, entry.size) for name, entry in manifest.entries.items()])
+
+
+def _facts(manifest: Manifest, path: Path) -> dict[str, object]:
+    decoder = manifest.decoder
+    symbols = {s: bounds for f in manifest.functions.values() for s, bounds in f.symbols.items()}
+    return {
+        "artifact": f"{path}, {human_bytes(path.stat().st_size)}, verified",
+        "made by": f"llmc {manifest.llmc}, TVM {manifest.tvm}, tvm-ffi {manifest.tvm_ffi}",
+        "target": f"{manifest.target.name} ({manifest.target.mcpu}), needs {' '.join(manifest.target.requires)}",
+        "model": f"decoder, {decoder.n_layers} layers, vocabulary {decoder.vocab_size}"
+        if decoder
+        else "plain function",
+        "symbols": ", ".join(f"{s} {low}..{'' if high is None else high}" for s, (low, high) in symbols.items())
+        or "none",
+        "quantised": _line(manifest.quantization) or "no",
+        "accuracy": _line(manifest.accuracy) or "not checked",
+    }
+
+
+def _without_caches(arrays: tuple[ArraySpec, ...]) -> list[ArraySpec]:
+    """A decoder's caches are many and alike: the first key and value stand for all."""
+    kept: list[ArraySpec] = []
+    for a in arrays:
+        if len(a.shape) < 4 or sum(k.shape == a.shape for k in kept) < 2:
+            kept.append(a)
+    return kept
+
+
+def _shape(array: ArraySpec) -> str:
+    return " × ".join(map(str, array.shape)) or "scalar"
+
+
+def _line(value: Any) -> str:
+    """A manifest's free-form value on one line."""
+    if isinstance(value, dict):
+        return " ".join(f"{k}={_line(v)}" for k, v in value.items())
+    return "" if value is None else str(value)

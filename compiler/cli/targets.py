@@ -1,0 +1,56 @@
+"""`llmc targets`: the machines llmc builds for, and what this one can do with each."""
+
+from __future__ import annotations
+
+from llmc.cli.common import JsonFlag, print_json, print_pairs, print_table, stdout
+
+
+def command(json: JsonFlag = False) -> None:
+    """List the targets, and which of them run here.
+
+    \b
+    Example:
+      llmc targets
+    """
+    from llmc.errors import OptionError
+    from llmc.targets.detect import machine, native
+    from llmc.targets.x86 import TARGETS
+
+    here = machine()
+    try:
+        best = native().name
+    except OptionError:
+        best = None
+    caches = {"L1": here.l1_bytes, "L2": here.l2_bytes, "L3": here.l3_bytes}
+    if json:
+        print_json(
+            {
+                "machine": {"cpu": here.cpu, "cores": here.cores, "caches": caches, "flags": sorted(here.flags)},
+                "native": best,
+                "targets": {
+                    t.name: {
+                        "description": t.description,
+                        "mcpu": t.mcpu,
+                        "requires": list(t.requires),
+                        "runs_here": not here.missing(t),
+                        "missing": here.missing(t),
+                    }
+                    for t in TARGETS.values()
+                },
+            }
+        )
+        return
+    print_pairs(
+        {
+            "cpu": f"{here.cpu}, {here.cores} cores",
+            "caches": ", ".join(f"{level} {size >> 10} KiB" for level, size in caches.items() if size) or "unknown",
+            "native": best or "none of the targets runs here",
+        },
+        stdout(),
+    )
+    rows = []
+    for t in TARGETS.values():
+        missing = here.missing(t)
+        ability = f"compiles only: this CPU lacks {', '.join(missing)}" if missing else "compiles, runs, measures"
+        rows.append((t.name, t.description, ability))
+    print_table(("target", "machines", "here"), rows)

@@ -1,0 +1,27 @@
+"""llmc itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from llmc.engines.base import Engine
+from llmc.runtime import load
+
+
+class ArtifactEngine(Engine):
+    def __init__(self, path: Path, threads: int) -> None:
+        self.model = load(path, threads=threads)
+        if self.model.manifest.decoder is not None:
+            self.session = self.model.session()
+
+    def call(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self.model.functions["main"](inputs)
+
+    def reset(self) -> None:
+        self.session.reset()
+
+    def step(self, ids: np.ndarray) -> np.ndarray:
+        return self.session.append(ids, all=True)[0]

@@ -1,0 +1,45 @@
+"""onnxruntime-genai: the folder of the ONNX file must hold a genai_config.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime_genai
+
+from llmc.engines.base import Engine
+from llmc.errors import ModelError
+
+_LONGEST = 2048
+
+
+class GenAiEngine(Engine):
+    def __init__(self, path: Path, threads: int) -> None:
+        config_file = path.parent / "genai_config.json"
+        if not config_file.is_file():
+            raise ModelError("onnxruntime-genai needs a genai_config.json beside the model", where=str(path))
+        configured = json.loads(config_file.read_text())["model"]["decoder"]["session_options"]
+        config = onnxruntime_genai.Config(str(path.parent))
+        if configured.get("intra_op_num_threads") != threads:
+            overlay = {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
+            config.overlay(json.dumps(overlay))
+        self.model = onnxruntime_genai.Model(config)
+
+    def reset(self) -> None:
+        params = onnxruntime_genai.GeneratorParams(self.model)
+        params.set_search_options(max_length=_LONGEST, min_length=_LONGEST, do_sample=False)
+        self.generator = onnxruntime_genai.Generator(self.model, params)
+
+    def step(self, ids: np.ndarray) -> np.ndarray:
+        self.generator.append_tokens(ids.astype(np.int32))
+        return np.asarray(self.generator.get_output("logits")[0])
+
+    def prefill(self, ids: np.ndarray) -> None:
+        self.reset()
+        self.generator.append_tokens(ids.astype(np.int32))
+        self.generator.generate_next_token()
+
+    def decode(self, n: int) -> None:
+        for _ in range(n):
+            self.generator.generate_next_token()
