@@ -59,10 +59,17 @@ def _divide(ctx: Context) -> Expr:
 
 def _mod(ctx: Context) -> Expr:
     """fmod = 1: the sign of the dividend, as C's; otherwise integers with the sign of the divisor, as Python's."""
-    if is_float(ctx.dtype()):
-        f = te.fmod if ctx.attr("fmod", 0) else lambda a, b: a - te.floor(a / b) * b
-    else:
+    dtype = ctx.dtype()
+    if not is_float(dtype):
         f = te.truncmod if ctx.attr("fmod", 0) else te.floormod
+    elif not ctx.attr("fmod", 0):
+        return ctx.fail("Mod of floating-point numbers needs fmod = 1")
+    else:
+        wide, libm = ("float64", "fmod") if dtype == "float64" else ("float32", "fmodf")
+
+        def f(a: Any, b: Any) -> Any:
+            return tirx.call_pure_extern(wide, libm, a.astype(wide), b.astype(wide)).astype(dtype)
+
     return elementwise(ctx, "mod", f, ctx.x(0), ctx.x(1))
 
 
@@ -78,6 +85,17 @@ def _pow(ctx: Context) -> Expr:
             return elementwise(ctx, "power", lambda a, _: te.sqrt(a), x, ctx.x(1))
     wide = dtype if is_float(dtype) else "float64"
     return elementwise(ctx, "power", lambda a, b: te.power(a.astype(wide), b.astype(wide)).astype(dtype), x, ctx.x(1))
+
+
+def _xor(a: Any, b: Any) -> Any:
+    """LLVM compares no booleans."""
+    return a.astype("int8") != b.astype("int8")
+
+
+def _equal(ctx: Context) -> Expr:
+    if ctx.dtype() == "bool":
+        return elementwise(ctx, "equal", lambda a, b: tirx.Not(_xor(a, b)), ctx.x(0), ctx.x(1))
+    return _binary(op.equal)(ctx)
 
 
 def _shift(ctx: Context) -> Expr:
@@ -143,6 +161,11 @@ def _shrink(x: Any, bias: Any, lambd: Any) -> Any:
 
 def _sign(x: Any) -> Any:
     return select(x > _c(x, 0), _c(x, 1), select(x < _c(x, 0), _c(x, -1), _c(x, 0)))
+
+
+def _swiglu(ctx: Context) -> Expr:
+    alpha = te.const(float(ctx.attr("alpha", 1.0)), ctx.dtype())
+    return elementwise(ctx, "swiglu", lambda gate, x: gate * sigmoid(alpha * gate) * x, ctx.x(0), ctx.x(1))
 
 
 def _gelu(ctx: Context) -> Expr:
@@ -215,9 +238,9 @@ RULES: dict[str, Rule] = {
     "BitwiseNot": _unary(op.bitwise_not),
     "And": _binary(op.logical_and),
     "Or": _binary(op.logical_or),
-    "Xor": _scalar_binary("logical_xor", lambda a, b: a != b),
+    "Xor": _scalar_binary("logical_xor", _xor),
     "Not": _unary(op.logical_not),
-    "Equal": _binary(op.equal),
+    "Equal": _equal,
     "Greater": _binary(op.greater),
     "GreaterOrEqual": _binary(op.greater_equal),
     "Less": _binary(op.less),
@@ -256,7 +279,7 @@ RULES: dict[str, Rule] = {
     "Asinh": _unary(op.asinh),
     "Acosh": _unary(op.acosh),
     "Atanh": _unary(op.atanh),
-    "IsNaN": _scalar("is_nan", lambda x: x != x),
+    "IsNaN": _scalar("is_nan", te.isnan),
     "IsInf": _is_inf,
     "Relu": _scalar("relu", lambda x: te.max(x, _c(x, 0))),
     "LeakyRelu": _scalar("leaky_relu", lambda x, alpha: select(x < _c(x, 0), alpha * x, x), alpha=0.01),
@@ -275,4 +298,5 @@ RULES: dict[str, Rule] = {
     "Swish": _scalar("swish", lambda x, alpha: x * sigmoid(alpha * x), alpha=1.0),
     "Shrink": _scalar("shrink", _shrink, bias=0.0, lambd=0.5),
     "Gelu": _gelu,
+    "SwiGLU": _swiglu,
 }

@@ -1,18 +1,24 @@
-"""Operators that read or write elements at places given by an index tensor.
+"""Operators that read or write elements at places given by an index tensor, and those that find such places.
 
-Negative indices count from the end. An index outside of the tensor, which the standard forbids, reads the nearest
-element and writes none: whatever the data, no memory outside of the buffers is touched.
+Negative indices count from the end. An index outside of the tensor, which the standard forbids, means the nearest
+element: whatever the data, no memory outside of the buffers is touched.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
+from llmc.graph import Dim
 from llmc.ops.context import Context, Rule
-from llmc.ops.tensor import compute, index_of
-from llmc.tvm_shim import Expr, te
+from llmc.ops.tensor import cast, compute, index_of, product, reshape, select, shape_of
+from llmc.tvm_shim import Expr, relax, te, topi
+
+op = relax.op
 
 
+# -- gather -----------------------------------------------------------------------------------------------------
 def _gather(ctx: Context) -> Expr:
     axis, at = ctx.axis(int(ctx.attr("axis", 0)), ctx.rank()), ctx.rank(1)
     data, index = ctx.shape(0), ctx.shape(1)
@@ -27,4 +33,139 @@ def _gather(ctx: Context) -> Expr:
     return compute(ctx, "gather", body, ctx.x(0), ctx.x(1), [*data[:axis], *index, *data[axis + 1 :]], data[axis])
 
 
-RULES: dict[str, Rule] = {"Gather": _gather}
+def _gather_elements(ctx: Context) -> Expr:
+    axis = ctx.axis(int(ctx.attr("axis", 0)), ctx.rank())
+
+    def body(x: Any, indices: Any, out: list[Any], size: Any) -> Any:
+        def element(*i: Any) -> Any:
+            return x(*i[:axis], index_of(indices(*i).astype("int64"), size), *i[axis + 1 :])
+
+        return te.compute(out, element, name="gather_elements")
+
+    return compute(ctx, "gather_elements", body, ctx.x(0), ctx.x(1), list(ctx.shape(1)), ctx.shape(0)[axis])
+
+
+def _gather_nd(ctx: Context) -> Expr:
+    """indices [..., n] pick data[batch..., i0, ..., in-1]."""
+    batch, data, index = int(ctx.attr("batch_dims", 0)), ctx.shape(0), ctx.shape(1)
+    depth, lead = int(index[-1]), len(index) - 1
+
+    def body(x: Any, indices: Any, out: list[Any], sizes: list[Any]) -> Any:
+        def element(*i: Any) -> Any:
+            places = (
+                index_of(indices(*i[:lead], te.const(n, "int64")).astype("int64"), sizes[batch + n])
+                for n in range(depth)
+            )
+            return x(*i[:batch], *places, *i[lead:])
+
+        return te.compute(out, element, name="gather_nd")
+
+    out = [*index[:-1], *data[batch + depth :]]
+    return compute(ctx, "gather_nd", body, ctx.x(0), ctx.x(1), out, list(data))
+
+
+# -- scatter ----------------------------------------------------------------------------------------------------
+def _reduction(ctx: Context) -> str:
+    """TVM's name of the reduction."""
+    mode = ctx.attr("reduction", "none")
+    mode = mode.decode() if isinstance(mode, bytes) else mode
+    return {"none": "update"}.get(mode, mode)
+
+
+def _scatter_elements(ctx: Context) -> Expr:
+    axis, mode = ctx.axis(int(ctx.attr("axis", 0)), ctx.rank()), _reduction(ctx)
+    indices = _places(ctx, ctx.x(1), lambda i: ctx.shape(0)[axis])
+
+    def body(x: Any, indices: Any, updates: Any) -> Any:
+        return topi.scatter_elements(x, indices, updates, axis, mode)
+
+    return compute(ctx, "scatter_elements", body, ctx.x(0), indices, ctx.x(2))
+
+
+def _scatter_nd(ctx: Context) -> Expr:
+    """data with updates [..., rest] at the places of indices [..., n]."""
+    mode, data, index = _reduction(ctx), ctx.shape(0), ctx.shape(1)
+    depth = int(index[-1])
+    indices = ctx.x(1)
+    rows = reshape(ctx, indices, [product(index[:-1]), depth])
+    wrapped = _places(ctx, rows, lambda i: data[i])
+    updates = reshape(ctx, ctx.x(2), [product(index[:-1]), *data[depth:]])
+    columns = ctx.emit(op.permute_dims(wrapped, [1, 0]))
+
+    def body(x: Any, indices: Any, updates: Any) -> Any:
+        return topi.scatter_nd(x, indices, updates, mode)
+
+    return compute(ctx, "scatter_nd", body, ctx.x(0), columns, updates)
+
+
+def _places(ctx: Context, indices: Expr, size_of: Callable[[int], Dim]) -> Expr:
+    """Indices as int64 inside of the tensor; `size_of(n)` is the extent that column n of the last axis addresses."""
+    shape = list(shape_of(indices))
+    columns = int(shape[-1]) if isinstance(shape[-1], int) else 1
+    sizes = [size_of(n) for n in range(columns)] if _is_table(ctx) else [size_of(0)]
+
+    def body(x: Any, out: list[Any], sizes: list[Any]) -> Any:
+        def element(*i: Any) -> Any:
+            extents = [te.const(d, "int64") if isinstance(d, int) else d for d in sizes]
+            size = reduce(lambda rest, n: select(i[-1] == n, extents[n], rest), range(1, len(extents)), extents[0])
+            return index_of(x(*i).astype("int64"), size)
+
+        return te.compute(out, element, name="places")
+
+    return compute(ctx, "places", body, indices, shape, sizes)
+
+
+def _is_table(ctx: Context) -> bool:
+    """ScatterND's indices hold one column for each axis; ScatterElements' hold one axis alone."""
+    return ctx.node.op == "ScatterND"
+
+
+# -- finding places ---------------------------------------------------------------------------------------------
+def _one_hot(ctx: Context) -> Expr:
+    """values [off, on] spread along a new axis of `depth`; an index outside of -depth..depth-1 is nowhere."""
+    (depth,), shape = ctx.dims(1), ctx.shape(0)
+    axis = ctx.axis(int(ctx.attr("axis", -1)), len(shape) + 1)
+
+    def body(indices: Any, values: Any, out: list[Any], depth: Any) -> Any:
+        def element(*i: Any) -> Any:
+            place = indices(*i[:axis], *i[axis + 1 :]).astype("int64")
+            hit = select(place < 0, place + depth, place) == i[axis]
+            return select(hit, values(te.const(1, "int64")), values(te.const(0, "int64")))
+
+        return te.compute(out, element, name="one_hot")
+
+    return compute(ctx, "one_hot", body, ctx.x(0), ctx.x(2), [*shape[:axis], depth, *shape[axis:]], depth)
+
+
+def _top_k(ctx: Context) -> tuple[Expr, ...]:
+    (k,) = ctx.ints(1)
+    axis = ctx.axis(int(ctx.attr("axis", -1)), ctx.rank())
+    result = ctx.emit(op.topk(ctx.x(0), k, axis, "both", bool(ctx.attr("largest", 1)), "int64"))
+    return ctx.emit(relax.TupleGetItem(result, 0)), ctx.emit(relax.TupleGetItem(result, 1))
+
+
+def _scan(f: Callable[..., Expr]) -> Rule:
+    """A running sum or product along one axis, perhaps without the element itself, perhaps from the end."""
+
+    def rule(ctx: Context) -> Expr:
+        axis = ctx.axis(ctx.ints(1)[0], ctx.rank())
+        backwards = bool(ctx.attr("reverse", 0))
+        x = ctx.emit(op.flip(ctx.x(), axis)) if backwards else ctx.x()
+        y = ctx.emit(f(x, axis, exclusive=bool(ctx.attr("exclusive", 0))))
+        return cast(ctx, ctx.emit(op.flip(y, axis)) if backwards else y, ctx.dtype())
+
+    return rule
+
+
+RULES: dict[str, Rule] = {
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "ScatterElements": _scatter_elements,
+    "Scatter": _scatter_elements,
+    "ScatterND": _scatter_nd,
+    "OneHot": _one_hot,
+    "TopK": _top_k,
+    "CumSum": _scan(op.cumsum),
+    "CumProd": _scan(op.cumprod),
+}

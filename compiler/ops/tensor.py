@@ -105,6 +105,8 @@ def same_shape(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
 
 
 def reshape(ctx: Context, x: Expr, shape: Sequence[Dim]) -> Expr:
+    if any(isinstance(d, int) and d == 0 for d in shape):  # Relax would read 0 as "keep this dimension"
+        return full(ctx, shape, 0, dtype_of(x))
     return x if same_shape(shape_of(x), shape) else ctx.emit(relax.op.reshape(x, list(shape)))
 
 
@@ -146,6 +148,6 @@ def take_slice(ctx: Context, x: Expr, axis: int, start: Dim, size: Dim, step: in
 
 
 def index_of(position: Any, size: Any) -> Any:
-    """An ONNX index as a place in 0..size-1: negative ones count from the end, and none reads outside of the tensor."""
+    """An ONNX index as a place in 0..size-1: negative ones count from the end, and none is outside of the tensor."""
     wrapped = select(position < 0, position + size, position)
     return te.max(te.min(wrapped, size - 1), te.const(0, "int64"))

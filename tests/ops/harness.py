@@ -54,7 +54,8 @@ class Case:
 def case(op: str, *inputs: Any, const: Sequence[int] = (), **options: Any) -> Case:
     """A Case; keyword arguments that are not its fields are attributes of the node."""
     known = {k: options.pop(k) for k in list(options) if k in Case.__dataclass_fields__}
-    return Case(op, tuple(inputs), attrs=options, const=frozenset(const), **known)
+    arrays = tuple(None if x is None else np.asarray(x) for x in inputs)
+    return Case(op, arrays, attrs=options, const=frozenset(const), **known)
 
 
 def model_of(c: Case) -> onnx.ModelProto:

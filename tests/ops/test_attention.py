@@ -13,7 +13,10 @@ def f32(*shape):
 
 
 B, S, P, H, KV, D = 2, 5, 7, 6, 2, 16
-cos, sin = np.cos(np.arange(32)[:, None] * rng.random(8)[None]).astype(np.float32), np.sin(np.arange(32)[:, None] * rng.random(8)[None]).astype(np.float32)
+cos, sin = (
+    np.cos(np.arange(32)[:, None] * rng.random(8)[None]).astype(np.float32),
+    np.sin(np.arange(32)[:, None] * rng.random(8)[None]).astype(np.float32),
+)
 QKV = {0: ("b", "s", H * D), 1: ("b", "s", KV * D), 2: ("b", "s", KV * D)}
 PAST = {3: ("b", KV, "p", D), 4: ("b", KV, "p", D)}
 
@@ -28,8 +31,23 @@ def gqa(tokens, past, lengths, *, packed=False, dims=False, label="", extra=(), 
     if packed and dims:
         symbolic = {0: ("b", "s", (H + 2 * KV) * D), **PAST, 5: ("b",)}
     return case(
-        "GroupQueryAttention", q, k, v, pk, pv, np.array(lengths, np.int32) - 1, total, *rope, *extra,
-        domain="com.microsoft", outputs=3, num_heads=H, kv_num_heads=KV, dims=symbolic, label=label, **attrs,
+        "GroupQueryAttention",
+        q,
+        k,
+        v,
+        pk,
+        pv,
+        np.array(lengths, np.int32) - 1,
+        total,
+        *rope,
+        *extra,
+        domain="com.microsoft",
+        outputs=3,
+        num_heads=H,
+        kv_num_heads=KV,
+        dims=symbolic,
+        label=label,
+        **attrs,
     )
 
 
