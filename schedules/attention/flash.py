@@ -1,0 +1,267 @@
+"""Online softmax over blocks of 64 keys: the body of both prefill and decode (Dao, "FlashAttention-2", 2023).
+
+The query heads that share a key head are stacked: row r of a key head is query r // group of head r % group of its
+group. A task takes some consecutive rows over a range of key blocks. All heads of a group thus read a block of keys
+while it is in the cache, and few rows are enough to fill a register tile in decode.
+
+For each block of keys, tiles of MR rows by NR registers do
+  1. P = Q K^T, the rows' new maxima;   2. how much each row's sums decay;   3. P = 2^(P - maximum), acc = acc*decay + P V.
+Queries are scaled by log2(e) on the way in, so that exp is 2^x.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from llmc.schedules.attention.layout import BLOCK, fill, span, vectors
+from llmc.schedules.attention.workloads import AttentionWorkload
+from llmc.targets.intrinsics import Reg, Simd
+from llmc.tvm_shim import T
+
+LOG2E = 1 / math.log(2)
+FLOOR = -1e30  # first maximum of every row; scores below count as masked
+MASKED = -3e38
+
+
+@dataclass(frozen=True)
+class Call:
+    """What every piece of the kernel's body sees of its call: buffers, and symbolic dimensions."""
+
+    w: AttentionWorkload
+    simd: Simd
+    buffers: dict[str, Any]
+    symbols: dict[str, Any]
+
+    @property
+    def rows(self) -> Any:
+        """Stacked rows of one key head."""
+        return self.symbols["S"] * self.w.group
+
+    def seen(self, b: Any, r: Any) -> tuple[Any, Any]:
+        """First key, and one past the last, that stacked row `r` of batch `b` sees; the range may be empty."""
+        w, length = self.w, self.buffers["kv_len"][b]
+        after = length - self.symbols["S"] + r // w.group + 1
+        end = after if w.causal else length
+        if w.key_bias or w.bias:
+            end = T.min(end, self.symbols["T"])
+        begin = T.max(after - w.window, T.int64(0)) if w.window else T.int64(0)
+        return begin, T.max(end, T.int64(0))
+
+    def blocks(self, b: Any, first_row: Any, last_row: Any) -> tuple[Any, Any]:
+        """First block of keys, and one past the last, that any row of a range sees."""
+        (begin, _), (_, end) = self.seen(b, first_row), self.seen(b, last_row)
+        return T.bind(begin // BLOCK), T.bind((end + BLOCK - 1) // BLOCK)
+
+    def output_at(self, b: Any, kv: Any, r: Any, column: int, n: int) -> list[Any]:
+        """Index of `n` columns of stacked row `r` in q and out."""
+        head = kv * self.w.group + r % self.w.group
+        return [b, r // self.w.group, span(head * self.w.head_dim + column, n)]
+
+
+class Flash:
+    """One task: up to `max_rows` stacked rows of key head `kv` of batch `b`, over a range of key blocks.
+
+    Scratch: acc [rows, D] sums of weighted values, top [rows] maxima, total [rows, lanes] sums of weights by lane.
+    """
+
+    def __init__(self, call: Call, b: Any, kv: Any, row0: Any, count: Any, max_rows: int, MR: int, NR: int) -> None:
+        self.call, self.w, self.simd = call, call.w, call.simd
+        self.b, self.kv, self.row0, self.count = b, kv, row0, count
+        lanes = self.simd.lanes
+        self.MR, self.NR = MR, NR
+        self.width, self.starts = vectors(self.w.head_dim, lanes)
+        self.tiles = T.bind((count + MR - 1) // MR)
+        self.padded = -(-max_rows // MR) * MR
+        self.padded += -self.padded % lanes
+        self.q = T.alloc_buffer((self.padded, self.w.head_dim), "float32")
+        self.p = T.alloc_buffer((self.padded, BLOCK), "float32")
+        self.acc = T.alloc_buffer((self.padded, len(self.starts) * self.width), "float32")
+        self.total = T.alloc_buffer((self.padded, lanes), "float32")
+        self.top, self.new_top, self.decay = (T.alloc_buffer((self.padded,), "float32") for _ in range(3))
+        self.begin, self.end = (T.alloc_buffer((self.padded,), "int32") for _ in range(2))
+
+    # -- the three parts of a task ------------------------------------------------------------------------------
+    def run(self, first: Any, last: Any) -> None:
+        """Scratch := attention over key blocks first .. last-1, not yet divided by the totals."""
+        self.prepare()
+        with T.serial(0, T.max(last - first, T.int64(0))) as i:
+            key0 = T.bind((first + i) * BLOCK)
+            block = T.bind(first + i)
+            self.scores(block, key0)
+            self.decays()
+            self.values(block, key0)
+
+    def prepare(self) -> None:
+        w, simd = self.w, self.simd
+        factor = w.scale / w.softcap if w.softcap else w.scale * LOG2E
+        fill(simd, self.top, FLOOR, self.padded)
+        fill(simd, self.new_top, FLOOR, self.padded)
+        with T.serial(0, self.tiles * self.MR) as i:
+            r = T.bind(self.row0 + T.min(i, self.count - 1))
+            begin, end = self.call.seen(self.b, r)
+            T.buffer_store(self.begin, T.Cast("int32", begin), [i])
+            T.buffer_store(self.end, T.Cast("int32", end), [i])
+            for c in self.starts:
+                x = self.call.buffers["q"][tuple(self.call.output_at(self.b, self.kv, r, c, self.width))]
+                T.buffer_store(self.q, x * simd.f32(factor, self.width), [i, span(c, self.width)])
+            for j in range(len(self.starts)):
+                T.buffer_store(self.acc, simd.f32(0, self.width), [i, span(j * self.width, self.width)])
+            T.buffer_store(self.total, simd.f32(0), [i, simd.span(0)])
+
+    def sum_of_weights(self, i: Any) -> Any:
+        """Row i's sum of weights: at least 1 (the maximum's own weight) unless the row saw no key."""
+        return T.bind(self.simd.reduce_add(self.total[i, self.simd.span(0)]))
+
+    # -- one block of keys --------------------------------------------------------------------------------------
+    def columns_seen(self, tile: Any, key0: Any) -> Any:
+        """How many leading keys of the block the tile's last row, and so any of its rows, may see; <= 0: none."""
+        return T.bind(T.min(self.end[tile * self.MR + self.MR - 1] - T.Cast("int32", key0), T.int32(BLOCK)))
+
+    def scores(self, block: Any, key0: Any) -> None:
+        """p := scores of the block in units of log2, masked; new_top := rows' maxima."""
+        last = T.bind(T.Cast("int32", self.tiles) * self.MR - 1)
+        cut = self.end[0] < T.Cast("int32", key0) + BLOCK
+        if self.w.window:
+            cut = T.Or(cut, self.begin[last] > T.Cast("int32", key0))
+        cut = T.bind(cut)
+        with T.serial(0, self.tiles) as tile:
+            columns = self.columns_seen(tile, key0)
+            with T.If(columns > 0), T.Then():
+                self.score_tile(block, tile, columns)
+                if self.w.softcap or self.w.key_bias or self.w.bias:
+                    self.adjust(tile, key0)
+                with T.If(cut), T.Then():
+                    self.mask(tile, key0)
+                self.maxima(tile)
+
+    def score_tile(self, block: Any, tile: Any, columns: Any) -> None:
+        simd, lanes = self.simd, self.simd.lanes
+        keys = self.call.buffers["kp"]
+        width = self.NR * lanes
+        with T.serial(0, BLOCK // width) as g:
+            at = [T.bind(g * width + n * lanes) for n in range(self.NR)]
+            with T.If(columns > at[0]):
+                with T.Then():
+                    score = {(m, n): simd.reg() for m in range(self.MR) for n in range(self.NR)}
+                    for s in score.values():
+                        s.v = simd.f32(0)
+                    with T.serial(0, self.w.head_dim) as d:
+                        for (m, n), s in score.items():
+                            x = simd.splat(self.q[tile * self.MR + m, d])
+                            s.v = simd.fma(keys[self.b, self.kv, block, d, simd.span(at[n])], x, s.v)
+                    for (m, n), s in score.items():
+                        T.buffer_store(self.p, s.v, [tile * self.MR + m, simd.span(at[n])])
+                with T.Else():
+                    for m in range(self.MR):
+                        for n in range(self.NR):
+                            T.buffer_store(self.p, simd.f32(MASKED), [tile * self.MR + m, simd.span(at[n])])
+
+    def row_vectors(self, i: Any) -> list[tuple[int, Any]]:
+        """(first column, vector) over row i of p."""
+        lanes = self.simd.lanes
+        return [(n, self.p[i, self.simd.span(n)]) for n in range(0, BLOCK, lanes)]
+
+    def adjust(self, tile: Any, key0: Any) -> None:
+        """Softcap and biases of one tile."""
+        w, simd = self.w, self.simd
+        names = [name for name, on in (("key_bias", w.key_bias), ("bias", w.bias)) if on]
+        with T.serial(0, self.MR) as m:
+            i = T.bind(tile * self.MR + m)
+            if w.softcap:
+                for n, x in self.row_vectors(i):
+                    y = simd.f32(w.softcap * LOG2E) * simd.tanh(T.bind(x))
+                    T.buffer_store(self.p, y, [i, simd.span(n)])
+            for name in names:
+                self.add_bias(name, i, key0)
+
+    def add_bias(self, name: str, i: Any, key0: Any) -> None:
+        w, simd, bias = self.w, self.simd, self.call.buffers[name]
+        if name == "key_bias":
+            lead = [self.b]
+        else:
+            r = T.bind(self.row0 + T.min(i, self.count - 1))
+            lead = [
+                self.b if w.bias_batch else 0,
+                self.kv * w.group + r % w.group if w.bias_heads else 0,
+                r // w.group if w.bias_rows else 0,
+            ]
+        size = self.call.symbols["T"]
+        with T.If(key0 + BLOCK <= size):
+            with T.Then():
+                for n, x in self.row_vectors(i):
+                    y = simd.fma(bias[(*lead, simd.span(key0 + n))], simd.f32(LOG2E), x)
+                    T.buffer_store(self.p, y, [i, simd.span(n)])
+            with T.Else(), T.serial(0, T.max(size - key0, T.int64(0))) as k:
+                T.buffer_store(self.p, self.p[i, k] + bias[(*lead, key0 + k)] * T.float32(LOG2E), [i, k])
+
+    def mask(self, tile: Any, key0: Any) -> None:
+        """Scores of keys outside each row's range := MASKED."""
+        simd, lanes = self.simd, self.simd.lanes
+        base = T.bind(T.Cast("int32", key0))
+        with T.serial(0, self.MR) as m:
+            i = T.bind(tile * self.MR + m)
+            end = T.bind(simd.splat(self.end[i] - base))
+            begin = T.bind(simd.splat(self.begin[i] - base)) if self.w.window else None
+            for n, x in self.row_vectors(i):
+                key = T.ramp(T.int32(n), 1, lanes)
+                y = T.Select(key < end, x, simd.f32(MASKED))
+                if begin is not None:
+                    y = T.Select(key >= begin, y, simd.f32(MASKED))
+                T.buffer_store(self.p, y, [i, simd.span(n)])
+
+    def maxima(self, tile: Any) -> None:
+        with T.serial(0, self.MR) as m:
+            i = T.bind(tile * self.MR + m)
+            xs = [x for _, x in self.row_vectors(i)]
+            while len(xs) > 1:
+                xs = [T.max(a, b) for a, b in zip(xs[::2], xs[1::2], strict=True)]
+            T.buffer_store(self.new_top, T.max(self.top[i], self.simd.reduce_max(xs[0])), [i])
+
+    def decays(self) -> None:
+        """decay := 2^(top - new_top), one vector for many rows; top := new_top."""
+        simd, lanes = self.simd, self.simd.lanes
+        with T.serial(0, self.padded // lanes) as j:
+            at = [simd.span(j * lanes)]
+            new = T.bind(self.new_top[at[0]])
+            T.buffer_store(self.decay, simd.exp2(self.top[at[0]] - new), at)
+            T.buffer_store(self.top, new, at)
+
+    def values(self, block: Any, key0: Any) -> None:
+        """p := weights; acc, total := acc, total * decay + what the block adds."""
+        with T.serial(0, self.tiles) as tile:
+            columns = self.columns_seen(tile, key0)
+            with T.If(columns > 0), T.Then():
+                with T.serial(0, self.MR) as m:
+                    self.weights(T.bind(tile * self.MR + m))
+                groups = -(-len(self.starts) // self.NR)
+                size = -(-len(self.starts) // groups)
+                for g in range(0, len(self.starts), size):
+                    self.value_tile(tile, key0, columns, range(g, min(g + size, len(self.starts))))
+
+    def weights(self, i: Any) -> None:
+        simd = self.simd
+        top = T.bind(simd.splat(self.top[i]))
+        xs = []
+        for n, x in self.row_vectors(i):
+            y = simd.exp2(x - top)
+            T.buffer_store(self.p, y, [i, simd.span(n)])
+            xs.append(y)
+        while len(xs) > 1:
+            xs = [a + b for a, b in zip(xs[::2], xs[1::2], strict=True)]
+        total = simd.fma(self.total[i, simd.span(0)], simd.splat(self.decay[i]), xs[0])
+        T.buffer_store(self.total, total, [i, simd.span(0)])
+
+    def value_tile(self, tile: Any, key0: Any, columns: Any, vectors_: range) -> None:
+        simd, n = self.simd, self.width
+        out = {(m, j): Reg(n) for m in range(self.MR) for j in vectors_}
+        rows = [tile * self.MR + m for m in range(self.MR)]
+        for (m, j), o in out.items():
+            o.v = self.acc[rows[m], simd.span(j * n, n)] * simd.splat(self.decay[rows[m]], n)
+        with T.serial(0, columns) as k:
+            for (m, j), o in out.items():
+                v = self.call.buffers["v"][self.b, self.kv, key0 + k, simd.span(self.starts[j], n)]
+                o.v = simd.fma(v, simd.splat(self.p[rows[m], k], n), o.v, n)
+        for (m, j), o in out.items():
+            T.buffer_store(self.acc, o.v, [rows[m], simd.span(j * n, n)])

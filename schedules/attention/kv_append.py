@@ -1,0 +1,185 @@
+"""Rotary embedding and cache append in one kernel: the step between the QKV projection and attention.
+
+Queries are one pass over tokens; keys and values one pass over blocks of 64 positions, so that no two threads write
+the same cache line of the packed keys. A block of the functional form is past, then new tokens, then zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from llmc.schedules.attention import reference
+from llmc.schedules.attention.layout import BLOCK, distribute, parameters, span, vectors
+from llmc.schedules.attention.workloads import KVAppendWorkload
+from llmc.schedules.base import Arg, Arrays, Config, Space, Template, Work, Workload
+from llmc.targets.base import Target
+from llmc.targets.intrinsics import Simd
+from llmc.tvm_shim import IRBuilder, T
+
+Load = Callable[[Any, int, int], Any]  # (first column, width, stride) -> vector
+Store = Callable[[Any, int, int, Any], None]  # (first column, width, stride, vector)
+
+
+class KVAppend(Template):
+    """Template "kv_append"; `serial_tokens` is the knob: up to so many tokens one thread does all."""
+
+    name = "kv_append"
+
+    def accepts(self, workload: Workload, target: Target) -> bool:
+        return isinstance(workload, KVAppendWorkload) and target.kind == "llvm"
+
+    def space(self, workload: KVAppendWorkload, target: Target) -> Space:
+        return Space({"serial_tokens": (4, 16, 64)})
+
+    def default(self, workload: KVAppendWorkload, target: Target) -> dict[str, int | str]:
+        return {"serial_tokens": 16}
+
+    def build(self, workload: KVAppendWorkload, target: Target, config: Config) -> Any:
+        return _Kernel(workload, target).build(int(config["serial_tokens"]))
+
+    def reference(
+        self, workload: KVAppendWorkload, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Any]
+    ) -> Arrays:
+        return reference.kv_append(workload, inputs)
+
+    def work(self, workload: KVAppendWorkload, dims: Mapping[str, int]) -> Work:
+        """dims: B, S, and P where there is a past."""
+        w = workload
+        new = dims["B"] * dims["S"] * w.head_dim
+        old = dims["B"] * dims.get("P", 0) * w.head_dim * w.n_kv_heads
+        moved = new * (4 * w.n_kv_heads + (2 * w.n_heads if w.rope else 0)) + 4 * old
+        copies = (new * w.n_kv_heads + old) if w.present else 0
+        return Work(ops=3 * new * (w.n_heads + w.n_kv_heads) if w.rope else 0, bytes=4 * (moved + copies))
+
+
+class _Kernel:
+    """One kernel under construction: what the pieces of its body share."""
+
+    def __init__(self, workload: KVAppendWorkload, target: Target) -> None:
+        self.w, self.lanes = workload, Simd(target).lanes
+
+    def build(self, serial_tokens: int) -> Any:
+        w = self.w
+        with IRBuilder() as ib:
+            with T.prim_func(s_tir=True):
+                T.func_name("kv_append")
+                T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+                self.buffers, symbols = parameters(w.inputs() + w.outputs())
+                B, S = symbols["B"], symbols["S"]
+                self.S = S
+                self.past = symbols["P"] if w.past else T.int64(0)
+                self.blocks = symbols["CB" if w.in_place else "blocks"]
+                kp = self.buffers["kp"]
+                size = B * w.n_kv_heads * self.blocks * w.head_dim * BLOCK
+                self.keys = T.decl_buffer((size,), "float32", data=kp.data)
+                if w.rope:
+                    distribute(B * S, B * S <= serial_tokens, self.queries)
+                # S consecutive tokens touch at most so many blocks, wherever they start.
+                self.touched = (S + BLOCK - 2) // BLOCK + 1 if w.in_place else self.blocks
+                few = B * (self.past + S) <= serial_tokens
+                distribute(B * w.n_kv_heads * self.touched, few, self.block)
+        return ib.get()
+
+    def queries(self, task: Any) -> None:
+        """Rotate the query heads of one token."""
+        w, D = self.w, self.w.head_dim
+        b, s = T.bind(task // self.S), T.bind(task % self.S)
+        source, out = self.buffers["qkv" if w.packed_qkv else "q_in"], self.buffers["q"]
+        with T.serial(0, w.n_heads) as h:
+
+            def load(c: Any, n: int, stride: int) -> Any:
+                return source[b, s, span(h * D + c, n, stride)]
+
+            def store(c: Any, n: int, stride: int, x: Any) -> None:
+                T.buffer_store(out, x, [b, s, span(h * D + c, n, stride)])
+
+            self.rotated(b, s, load, store)
+
+    def block(self, task: Any) -> None:
+        """Fill the columns of one block of one key head, and the same rows of v."""
+        w, D = self.w, self.w.head_dim
+        b, rest = T.bind(task // (w.n_kv_heads * self.touched)), T.bind(task % (w.n_kv_heads * self.touched))
+        kv = T.bind(rest // self.touched)
+        start = T.bind(self.buffers["kv_len"][b] - self.S) if w.in_place else self.past
+        if w.in_place:
+            at = T.bind(T.max(start, T.int64(0)) // BLOCK + rest % self.touched)
+        else:
+            at = T.bind(rest % self.touched)
+        low, high = T.bind(at * BLOCK), T.bind(T.min(at + 1, self.blocks) * BLOCK)
+        row = T.bind((b * w.n_kv_heads + kv) * self.blocks + at)
+
+        def column(position: Any) -> Store:
+            def store(c: Any, n: int, stride: int, x: Any) -> None:
+                first = (row * D + c) * BLOCK + position - low
+                T.buffer_store(self.keys, x, [span(first, n, stride * BLOCK)])
+
+            return store
+
+        if w.past:
+            with T.serial(0, T.max(T.min(high, self.past) - low, T.int64(0))) as i:
+                self.copy_past(b, kv, low + i, column(low + i))
+        first = T.bind(T.max(T.max(low, start), T.int64(0)))
+        with T.serial(0, T.max(T.min(high, start + self.S) - first, T.int64(0))) as i:
+            self.append(b, kv, T.bind(first + i), T.bind(first + i - start), column(first + i))
+        if not w.in_place:
+            empty = T.bind(T.max(low, start + self.S))
+            with T.serial(0, T.max(high - empty, T.int64(0))) as i:
+                for n, c in self.cover(D):
+                    zero = T.float32(0) if n == 1 else T.broadcast(T.float32(0), n)
+                    column(empty + i)(c, n, 1, zero)
+
+    def copy_past(self, b: Any, kv: Any, position: Any, store: Store) -> None:
+        for n, c in self.cover(self.w.head_dim):
+            key = T.bind(self.buffers["past_k"][b, kv, position, span(c, n)])
+            store(c, n, 1, key)
+            if self.w.present:
+                T.buffer_store(self.buffers["present_k"], key, [b, kv, position, span(c, n)])
+            value = self.buffers["past_v"][b, kv, position, span(c, n)]
+            T.buffer_store(self.buffers["v"], value, [b, kv, position, span(c, n)])
+
+    def append(self, b: Any, kv: Any, position: Any, s: Any, store_key: Store) -> None:
+        """Put token `s` at `position`."""
+        w, D = self.w, self.w.head_dim
+        H, KV = w.n_heads, w.n_kv_heads
+        (k, k_at), (v, v_at) = (
+            ((self.buffers["qkv"], H * D), (self.buffers["qkv"], (H + KV) * D))
+            if w.packed_qkv
+            else ((self.buffers["k_in"], 0), (self.buffers["v_in"], 0))
+        )
+
+        def load(c: Any, n: int, stride: int) -> Any:
+            return k[b, s, span(k_at + kv * D + c, n, stride)]
+
+        def store(c: Any, n: int, stride: int, x: Any) -> None:
+            x = T.bind(x)
+            store_key(c, n, stride, x)
+            if w.present:
+                T.buffer_store(self.buffers["present_k"], x, [b, kv, position, span(c, n, stride)])
+
+        self.rotated(b, s, load, store)
+        for n, c in self.cover(D):
+            T.buffer_store(self.buffers["v"], v[b, s, span(v_at + kv * D + c, n)], [b, kv, position, span(c, n)])
+
+    def rotated(self, b: Any, s: Any, load: Load, store: Store) -> None:
+        """Move one head, its leading dimensions rotated by the angles of token `s`."""
+        w = self.w
+        half = w.rotary // 2
+        for n, c in self.cover(half):
+            cos, sin = (T.bind(self.buffers[name][b, s, span(c, n)]) for name in ("cos", "sin"))
+            (first, second), stride = ((2 * c, 2 * c + 1), 2) if w.interleaved else ((c, half + c), 1)
+            x, y = T.bind(load(first, n, stride)), T.bind(load(second, n, stride))
+            store(first, n, stride, x * cos - y * sin)
+            store(second, n, stride, y * cos + x * sin)
+        for n, c in self.cover(w.head_dim - w.rotary):
+            store(w.rotary + c, n, 1, load(w.rotary + c, n, 1))
+
+    def cover(self, size: int) -> list[tuple[int, int]]:
+        """(width, first column) of the vectors over `size` columns."""
+        width, starts = vectors(size, self.lanes)
+        return [(width, c) for c in starts]
+
+
+KV_APPEND = KVAppend()
