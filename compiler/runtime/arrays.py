@@ -1,0 +1,61 @@
+"""Between numpy arrays and the runtime's tensors: aligned memory, shared and never copied."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+
+ALIGN = 64  # kernels use aligned vector loads and stores on every buffer
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The numpy dtype of a manifest's dtype; bfloat16 and the 8-bit floats need the ml_dtypes package."""
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """Zeros at a 64-byte boundary. Large ones come zeroed from the kernel and cost memory only where written."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + ALIGN, np.uint8)
+    start = -memory.ctypes.data % ALIGN
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """`array` itself if a kernel can read it in place, otherwise a contiguous, aligned, writable copy."""
+    if array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGN == 0:
+        return array
+    copy = aligned_zeros(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def view(memory: Any, dtype: str, shape: tuple[int, ...]) -> Any:
+    """The tensor `memory` seen with another dtype and shape; keeps it alive."""
+    create = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
+    return create(memory, tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), 0)
+
+
+def to_tensor(array: np.ndarray) -> Any:
+    """A tensor that shares the memory of a contiguous, writable array of any dtype."""
+    if array.dtype.isbuiltin == 1:
+        return tvm_ffi.from_dlpack(array)
+    return view(tvm_ffi.from_dlpack(array.reshape(-1).view(np.uint8)), array.dtype.name, array.shape)
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """An array that shares the memory of a tensor of any dtype."""
+    dtype = numpy_dtype(str(tensor.dtype))
+    if dtype.isbuiltin == 1:
+        return np.from_dlpack(tensor)
+    shape = tuple(tensor.shape)
+    return np.from_dlpack(view(tensor, "uint8", (math.prod(shape) * dtype.itemsize,))).view(dtype).reshape(shape)

@@ -1,0 +1,105 @@
+"""A loaded model: functions with named, checked inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tvm_ffi
+
+from llmc.errors import ArtifactError, InputError
+from llmc.package.manifest import ArraySpec, FunctionSpec, Manifest
+from llmc.package.reader import Artifact
+from llmc.runtime.arrays import aligned, to_numpy, to_tensor
+from llmc.runtime.binding import bind, describe
+from llmc.runtime.library import pool_size
+
+if TYPE_CHECKING:
+    from llmc.runtime.session import Session
+    from llmc.runtime.text import Text
+
+
+class Function:
+    """One function of a model, bound to its weights. Call it with arrays by name; outputs come back likewise."""
+
+    def __init__(self, name: str, spec: FunctionSpec, code: Any, weights: tuple[Any, ...]) -> None:
+        self.name, self.spec, self._code, self._weights = name, spec, code, weights
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Raises InputError if `inputs` are not those that the function takes."""
+        result = self.run(*(to_tensor(aligned(array)) for array in bind(self.spec, inputs)))
+        tensors = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
+        names = [spec.name for spec in self.spec.outputs]
+        return dict(zip(names, map(to_numpy, tensors), strict=True))
+
+    def run(self, *inputs: Any) -> Any:
+        """The runtime's tensors in, its result (a tensor or an array of them) out; nothing is checked beforehand."""
+        try:
+            return self._code(*inputs, *self._weights)
+        except Exception as error:
+            what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"the compiled code refused these inputs: {what}", where=self.name) from error
+
+
+class Model:
+    """A compiled model, ready to run.
+
+    Call it with its inputs by name, as keywords or one mapping: `model(input_ids=ids)`, `model({"input.1": x})`.
+    One output comes back as an array, several as a dict by name. Arrays must have exactly the stated dtype; lists
+    and numbers are converted. Calls may come from any thread, each of which gets a pool of its own.
+    """
+
+    def __init__(self, artifact: Artifact, machine: Any, weights: Mapping[str, Any]) -> None:
+        self.artifact = artifact
+        self.manifest: Manifest = artifact.manifest
+        self.functions = {
+            name: Function(name, spec, machine[name], tuple(weights[param] for param in spec.params))
+            for name, spec in self.manifest.functions.items()
+        }
+
+    @property
+    def inputs(self) -> tuple[ArraySpec, ...]:
+        """What a call takes."""
+        return self._main.spec.inputs
+
+    @property
+    def outputs(self) -> tuple[ArraySpec, ...]:
+        """What a call returns."""
+        return self._main.spec.outputs
+
+    @property
+    def threads(self) -> int:
+        """Threads that run kernels called from this thread."""
+        return pool_size()
+
+    @cached_property
+    def text(self) -> Text:
+        """Tokenizer and chat template stored with the model. Raises ArtifactError if there are none."""
+        from llmc.runtime.text import Text
+
+        return Text(self.artifact)
+
+    def __call__(self, arrays: Mapping[str, Any] | None = None, /, **named: Any) -> np.ndarray | dict[str, np.ndarray]:
+        """Run the model once. Raises InputError."""
+        outputs = self._main({**(arrays or {}), **named})
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def session(self, batch: int = 1) -> Session:
+        """A new, empty session of a decoder. Raises ArtifactError if the model is none."""
+        from llmc.runtime.session import Session
+
+        return Session(self, batch)
+
+    @property
+    def _main(self) -> Function:
+        if "main" not in self.functions:
+            raise ArtifactError("has no function main: use a session", where=str(self.artifact.path))
+        return self.functions["main"]
+
+    def __repr__(self) -> str:
+        def lines(arrays: tuple[ArraySpec, ...]) -> str:
+            return ", ".join(f"{a.name}: {describe(a)}" for a in arrays)
+
+        return f"Model({self.artifact.path}: {lines(self.inputs)} -> {lines(self.outputs)})"
