@@ -1,9 +1,9 @@
 """Reads weights that arrive quantised, and keeps them as they are.
 
-MatMulNBits (com.microsoft), Q/DQ pairs and DequantizeLinear of a constant (per tensor, per axis and block-wise), and
-DynamicQuantizeLinear + MatMulInteger all become a `Linear` over a `QuantizedWeight`. Activation scales that a Q/DQ model
-fixed in advance are replaced by scales taken from the data at run time, which are at least as fine; where the model
-clips by quantising, the Clip stays.
+MatMulNBits and GatherBlockQuantized (com.microsoft), Q/DQ pairs and DequantizeLinear of a constant (per tensor, per
+axis and block-wise), and DynamicQuantizeLinear + MatMulInteger all become a `Linear` or a lookup over a
+`QuantizedWeight`. Activation scales that a Q/DQ model fixed in advance are replaced by scales taken from the data at
+run time, which are at least as fine; where the model clips by quantising, the Clip stays.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def read_quantized(graph: Graph) -> Graph:
     edit = Editor(graph)
     for node in nodes(edit, "MatMulNBits", domain="com.microsoft"):
         _matmul_nbits(edit, node)
+    for node in nodes(edit, "GatherBlockQuantized", domain="com.microsoft"):
+        _gather_blocks(edit, node)
     for node in nodes(edit, "MatMulInteger"):
         _matmul_integer(edit, node)
     for node in nodes(edit, "MatMul"):
@@ -46,16 +48,46 @@ def read_quantized(graph: Graph) -> Graph:
 # -- com.microsoft.MatMulNBits -------------------------------------------------------------------------------------
 def _matmul_nbits(edit: Editor, node: Node) -> None:
     K, N, bits, block = (int(node.attrs[k]) for k in ("K", "N", "bits", "block_size"))
-    packed, scales = array(edit, node.inputs[1]), array(edit, node.inputs[2])
+    source = _stored(edit, node.inputs[1])
+    packed, scales = array(edit, source), array(edit, node.inputs[2])
     if bits not in (4, 8) or packed is None or scales is None or node.input(4):
         return  # the operator's own rule takes it
     blocks = -(-K // block)
     codes = unpack_bits(packed.reshape(N, -1), bits)[:, :K]
     zero = _nbits_zero(array(edit, node.input(3)), N, blocks, bits)
     weight = QuantizedWeight(codes, scales.astype(np.float32).reshape(N, blocks), zero, bits, block)
-    name = edit.constant(f"{node.inputs[1]}.codes", weight)
+    name = edit.constant(f"{source}.codes", weight)
     activations = "a8" if node.attrs.get("accuracy_level", 0) == 4 else "a32"
     linear(edit, node, node.inputs[0], name, bias=node.input(5), activations=activations)
+
+
+def _stored(edit: Editor, name: str) -> str:
+    """The constant behind `name`: an output layer that is tied to the embedding reads its codes through a Reshape."""
+    reshape = made_by(edit, name, "Reshape")
+    return name if reshape is None else reshape.inputs[0]
+
+
+def _gather_blocks(edit: Editor, node: Node) -> None:
+    """A lookup in a table [V, E] of codes; one that the output layer has read already is the same constant."""
+    codes, scales = array(edit, node.inputs[0]), array(edit, node.inputs[2])
+    bits, block = int(node.attrs.get("bits", 4)), int(node.attrs.get("block_size", 128))
+    axes = int(node.attrs.get("gather_axis", 0)), int(node.attrs.get("quantize_axis", 1)) % 2
+    if (
+        codes is None
+        or scales is None
+        or codes.dtype != np.uint8
+        or codes.ndim != 2
+        or axes != (0, 1)
+        or bits not in (4, 8)
+    ):
+        return  # the operator's own rule takes it
+    name = f"{node.inputs[0]}.codes"
+    if name not in edit.constants:
+        V, groups = scales.shape
+        zero = _nbits_zero(array(edit, node.input(3)), V, groups, bits)
+        edit.constant(name, QuantizedWeight(unpack_bits(codes, bits), scales.astype(np.float32), zero, bits, block))
+    edit.remove(node)
+    edit.add(replace(node, op="Gather", domain="", inputs=(name, node.inputs[1]), attrs={"axis": 0}))
 
 
 def _nbits_zero(stored: np.ndarray | None, N: int, blocks: int, bits: int) -> float | np.ndarray:
