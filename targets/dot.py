@@ -49,7 +49,7 @@ class ByteDot:
                     if self.vnni:
                         register.v = self.simd.dot_u8s8(register.v, registers[v][0], x)
                     elif self.offset:
-                        register.v = register.v + self._widen(self._signed_pairs(*registers[v], x))
+                        register.v = register.v + self._widen(self._signed_pairs(registers[v], x))
                     else:
                         pairs[m][v] = self._add_pairs(pairs[m][v], registers[v][0], x)
         for row, partial in zip(sums, pairs, strict=True):
@@ -65,7 +65,8 @@ class ByteDot:
         w = T.bind(T.reinterpret(f"int8x{n}", T.bitwise_xor(code, T.broadcast(T.uint8(128), n))))
         return w, T.bind(pure("llvm.x86.avx2.psign.b", w, w, dtype=f"int8x{n}"))
 
-    def _signed_pairs(self, w: Any, magnitude: Any, x: Any) -> Any:
+    def _signed_pairs(self, split: tuple[Any, ...], x: Any) -> Any:
+        w, magnitude = split
         signed = pure("llvm.x86.avx2.psign.b", x, w, dtype=f"int8x{4 * self.simd.lanes}")
         return pure("llvm.x86.avx2.pmadd.ub.sw", magnitude, signed, dtype=f"int16x{2 * self.simd.lanes}")
 

@@ -6,6 +6,7 @@ A `Simd` is made from a target; its methods emit TVM expressions. Nothing else i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmc.errors import KernelError
@@ -84,6 +85,24 @@ class Simd:
 
     def reduce_add_i32(self, x: Any) -> Any:
         return pure("llvm.vector.reduce.add", x, dtype="int32")
+
+    def reduce_rows(self, combine: Callable[[Any, Any], Any], rows: Sequence[Any]) -> Any:
+        """Lane i of the result is the reduction of the i-th register of `rows`, at most `lanes` of them.
+
+        A tree that halves the partial results of two registers at a time: 3 operations a row, where reducing each
+        row by itself takes 2 log2(lanes). Lanes beyond the rows repeat the last row.
+        """
+        n, width = self.lanes, self.lanes
+        level = [T.bind(row) for row in rows]
+        while width > 1:
+            width //= 2
+            halves = [[start + i for start in range(0, 2 * n, 2 * width) for i in range(width)]]
+            halves.append([i + width for i in halves[0]])
+            if len(level) % 2:
+                level.append(level[-1])
+            pairs = zip(level[::2], level[1::2], strict=True)
+            level = [T.bind(combine(*(T.Shuffle([a, b], half) for half in halves))) for a, b in pairs]
+        return level[0]
 
     def round_even(self, x: Any) -> Any:
         """Nearest integer, ties to even: one instruction in the default rounding mode."""

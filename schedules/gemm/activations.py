@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,17 @@ from llmc.tvm_shim import T
 
 _UNROLL = 8  # registers of a group that are written out; longer groups loop
 _TINY = 2.0**-100  # a group whose largest value is below this is zero: its inverse scale would overflow
+# Adding 1.5 * 2**23 rounds a float32 of magnitude below 2**22 to the nearest integer, ties to even, and leaves that
+# integer in the low bits: rounding and conversion in one addition.
+_ROUND, _ROUND_BITS = 1.5 * 2**23, 0x4B400000
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """Workspaces of M rows. q [M, padded_K] int8, scale [M, groups] float32 = max|x| / 127.
+    """Workspaces of M rows. q [M, stride] int8, stride >= padded_K; the others [M, groups up to whole registers].
 
-    `start` [M, groups] int32 = offset * sum(q) is where the dot products of a group begin, and `total` [M, groups]
-    float32 = scale * sum(q) what a group's zero point is multiplied by; None where the format needs none.
+    `scale` float32 is max|x| / 127 of the group. `start` int32 = offset * sum(q) is where the dot products of a group
+    begin, `total` float32 = scale * sum(q) what its zero point is multiplied by; None where the format needs none.
     """
 
     q: Any
@@ -30,8 +34,11 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """Emits the quantisation of rows of x [M, K] in groups of `group`; `offset` and `totals` say what `Quantized`
-    holds beside codes and scales."""
+    """Emits the quantisation of rows of x [M, K] in groups of `group`, a multiple of 16 unless there is one group.
+
+    `offset` and `totals` say what `Quantized` holds beside codes and scales. Groups are taken a register's lanes at
+    a time: their maxima, reciprocals and sums are then lanes of one register, and no step is scalar.
+    """
 
     simd: Simd
     K: int
@@ -39,78 +46,108 @@ class Quantizer:
     offset: int
     totals: bool
 
-    @property
-    def groups(self) -> int:
-        return -(-self.K // self.group)
-
     def allocate(self, M: Any) -> Quantized:
         """Workspaces for M rows; M may be symbolic."""
+        R, (full, rest) = self.simd.lanes, self._split()
+        plane = M, _round_up(full, R) + (R if rest else 0)  # the last group's registers start anywhere
         return Quantized(
-            q=T.alloc_buffer((M, self.groups * self.group), "int8"),
-            scale=T.alloc_buffer((M, self.groups), "float32"),
-            start=T.alloc_buffer((M, self.groups), "int32") if self.offset else None,
-            total=T.alloc_buffer((M, self.groups), "float32") if self.totals else None,
+            q=T.alloc_buffer((M, full * self.group + (_round_up(self.group, R) if rest else 0)), "int8"),
+            scale=T.alloc_buffer(plane, "float32"),
+            start=T.alloc_buffer(plane, "int32") if self.offset else None,
+            total=T.alloc_buffer(plane, "float32") if self.totals else None,
         )
+
+    def _split(self) -> tuple[int, int]:
+        """Groups that are read as they are, and k behind them, which need padding."""
+        return divmod(self.K, self.group) if self.group % self.simd.lanes == 0 else (0, self.K)
 
     def row(self, x: Any, out: Quantized, m: Any) -> None:
         """Quantise row m of x."""
-        full = self.K // self.group
-        if full:
-            with T.serial(0, full) as g:
-                self._group(x, out, m, g, self.group)
-        if self.K % self.group:
-            self._group(x, out, m, full, self.K % self.group)
+        R, (full, rest) = self.simd.lanes, self._split()
+        batches, left = divmod(full, R)
 
-    def _group(self, x: Any, out: Quantized, m: Any, g: Any, width: int) -> None:
-        """Quantise `width` values, pad the group with zeros."""
-        simd, start = self.simd, g * self.group
-        R, vectors = simd.lanes, width // simd.lanes
-        high = simd.reg()
-        high.v = simd.f32(0)
+        def load(k: Any) -> Any:
+            return x[m, self.simd.span(k)]
 
-        def find(i: Any) -> None:
-            high.v = T.max(high.v, T.abs(x[m, simd.span(start + i * R)]))
+        if batches:
+            with T.serial(0, batches) as b:
+                self._batch(load, out, m, b * R, R)
+        if left:
+            self._batch(load, out, m, batches * R, left)
+        if rest:
+            first = full * self.group
+            padded = self._padded_tail(x, m, first)
+            self._batch(lambda k: padded[self.simd.span(k - first)], out, m, full, 1)
 
-        self._repeat(vectors, find)
-        largest = T.alloc_buffer((1,), "float32")
-        T.buffer_store(largest, simd.reduce_max(high.v), [0])
-        for k in range(vectors * R, width):
-            T.buffer_store(largest, T.max(largest[0], T.abs(x[m, start + k])), [0])
-        inverse = T.bind(T.if_then_else(largest[0] > T.float32(_TINY), T.float32(127) / largest[0], T.float32(0)))
+    def _padded_tail(self, x: Any, m: Any, first: int) -> Any:
+        """The values from `first` on, followed by zeros up to a whole group."""
+        R, width = self.simd.lanes, self.K - first
+        size = _round_up(self.group, R)
+        padded = T.alloc_buffer((size,), "float32")
+        with T.serial(0, width // R) as i:
+            T.buffer_store(padded, x[m, self.simd.span(first + i * R)], [self.simd.span(i * R)])
+        with T.serial(width // R, size // R) as i:
+            T.buffer_store(padded, self.simd.f32(0), [self.simd.span(i * R)])
+        for k in range(width // R * R, width):
+            T.buffer_store(padded, x[m, first + k], [k])
+        return padded
 
-        sums = simd.reg("int32")
-        sums.v = simd.i32(0)
+    def _batch(self, load: Callable[[Any], Any], out: Quantized, m: Any, first: Any, count: int) -> None:
+        """Groups first to first + count, count <= lanes."""
+        simd, R = self.simd, self.simd.lanes
+        vectors = _round_up(self.group, R) // R
+        maxima, sums = T.alloc_buffer((count, R), "float32"), T.alloc_buffer((count, R), "int32")
+        inverses = T.alloc_buffer((R,), "float32")
+        with T.serial(0, count) as i:
+            high = simd.reg()
+            high.v = simd.f32(0)
 
-        def quantize(i: Any) -> None:
-            at = simd.span(start + i * R)
-            code = T.bind(T.Cast(f"int32x{R}", simd.round_even(x[m, at] * simd.splat(inverse))))
-            T.buffer_store(out.q, T.Cast(f"int8x{R}", code), [m, at])
-            sums.v = sums.v + code
+            def find(j: Any, i: Any = i, high: Any = high) -> None:
+                high.v = T.max(high.v, T.abs(load((first + i) * self.group + j * R)))
 
-        self._repeat(vectors, quantize)
-        total = T.alloc_buffer((1,), "int32")
-        T.buffer_store(total, simd.reduce_add_i32(sums.v), [0])
-        with T.serial(vectors * R, width) as k:
-            rounded = T.bind(T.Cast("int32", T.nearbyint(x[m, start + k] * inverse)))
-            T.buffer_store(out.q, T.Cast("int8", rounded), [m, start + k])
-            T.buffer_store(total, total[0] + rounded, [0])
-        with T.serial(width, self.group) as k:
-            T.buffer_store(out.q, T.int8(0), [m, start + k])
-        scale = T.bind(largest[0] * T.float32(1 / 127))
-        T.buffer_store(out.scale, scale, [m, g])
+            _repeat(vectors, find)
+            T.buffer_store(maxima, high.v, [i, simd.span(0)])
+        largest = T.bind(simd.reduce_rows(T.max, [maxima[i, simd.span(0)] for i in range(count)]))
+        inverse = T.Select(largest > simd.f32(_TINY), simd.f32(127) / largest, simd.f32(0))
+        T.buffer_store(inverses, inverse, [simd.span(0)])
+        with T.serial(0, count) as i:
+            inverse = T.bind(simd.splat(inverses[i]))
+            bits = simd.reg("int32")
+            bits.v = simd.i32(0)
+
+            def quantize(j: Any, i: Any = i, inverse: Any = inverse, bits: Any = bits) -> None:
+                k = (first + i) * self.group + j * R
+                code = T.bind(T.reinterpret(f"int32x{R}", load(k) * inverse + simd.f32(_ROUND)))
+                T.buffer_store(out.q, T.Cast(f"int8x{R}", code), [m, simd.span(k)])
+                bits.v = bits.v + code
+
+            _repeat(vectors, quantize)
+            T.buffer_store(sums, bits.v, [i, simd.span(0)])
+        at = [m, simd.span(first)]
+        scale = T.bind(largest * simd.f32(1 / 127))
+        T.buffer_store(out.scale, scale, at)
+        if out.start is None and out.total is None:
+            return
+        surplus = vectors * R * _ROUND_BITS % 2**32  # sums wrap, and so does their surplus
+        sum_ = simd.reduce_rows(lambda a, b: a + b, [sums[i, simd.span(0)] for i in range(count)])
+        sum_ = T.bind(sum_ - simd.i32(surplus - 2**32 if surplus >= 2**31 else surplus))
         if out.start is not None:
-            T.buffer_store(out.start, total[0] * T.int32(self.offset), [m, g])
+            T.buffer_store(out.start, sum_ * simd.i32(self.offset), at)
         if out.total is not None:
-            T.buffer_store(out.total, scale * T.Cast("float32", total[0]), [m, g])
+            T.buffer_store(out.total, scale * T.Cast(f"float32x{R}", sum_), at)
 
-    @staticmethod
-    def _repeat(count: int, body: Any) -> None:
-        if count <= _UNROLL:
-            for i in range(count):
-                body(i)
-        else:
-            with T.serial(0, count) as i:
-                body(i)
+
+def _round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+def _repeat(count: int, body: Callable[[Any], None]) -> None:
+    if count <= _UNROLL:
+        for i in range(count):
+            body(i)
+    else:
+        with T.serial(0, count) as i:
+            body(i)
 
 
 def quantize_reference(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:

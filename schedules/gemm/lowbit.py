@@ -20,7 +20,7 @@ from llmc.schedules.formats import QuantizedWeight
 from llmc.schedules.gemm.activations import quantize_reference
 from llmc.schedules.gemm.lowbit_a8 import Int8Kernel
 from llmc.schedules.gemm.lowbit_a32 import Float32Kernel
-from llmc.schedules.gemm.packing import LowBitLayout, pack_weight, smallest_scale_dtype
+from llmc.schedules.gemm.packing import LowBitLayout, common_zero, pack_weight, smallest_scale_dtype
 from llmc.targets.base import Target
 from llmc.targets.dot import ByteDot
 
@@ -29,7 +29,7 @@ from llmc.targets.dot import ByteDot
 class LowBitLinearWorkload(Workload):
     """x [M, K] float32 times a `QuantizedWeight` [N, K], M left to run time.
 
-    `symmetric`: one zero point, `zero`, for the whole weight; else the kernel reads one for each row and group.
+    `symmetric`: one whole zero point, `zero`, for the whole weight; else the kernel reads one for each row and group.
     group_size >= K is one scale a row. With activation silu_mul the weight's first N/2 rows are the gate, the others
     the up projection, and y has N/2 columns; else N. bias [N] is added before the activation, residual (shaped like
     y) after it. Raises KernelError for an unknown activation or compute type, and an odd N of silu_mul.
@@ -67,17 +67,15 @@ class LowBitLinearWorkload(Workload):
         activation: str = "none",
         residual: bool = False,
     ) -> LowBitLinearWorkload:
-        """The workload that multiplies with `weight`. Integer sums can only start at a whole zero point: with a8 a
-        fractional one is handled as if it differed between groups."""
-        zero = weight.zero
-        symmetric = not isinstance(zero, np.ndarray) and (activations == "a32" or float(zero).is_integer())
+        """The workload that multiplies with `weight`."""
+        zero = common_zero(weight)
         return cls(
             weight.N,
             weight.K,
             weight.bits,
             weight.group_size,
-            symmetric,
-            float(zero) if symmetric else 0.0,
+            zero is not None,
+            zero or 0.0,
             smallest_scale_dtype(weight.scale),
             activations,
             bias,

@@ -16,7 +16,7 @@ class Float32Kernel(LowBitKernel):
     def registers(self, rows: int, blocks: int) -> int:
         return rows * blocks * self._chains(rows, blocks) + 3 * blocks
 
-    def activations(self, M: Any, parallel: bool) -> Any:
+    def activations(self, M: Any) -> Any:
         return self.x
 
     def stream(self, x: Any, rows: int, blocks: list[Any]) -> Block:

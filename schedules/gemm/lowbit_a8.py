@@ -15,6 +15,8 @@ from llmc.tvm_shim import T
 if TYPE_CHECKING:
     from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
 
+_SERIAL = 1 << 14  # values that one thread quantises sooner (about 1 us) than it wakes others
+
 Codes = Callable[[Any, Any, int], list[Callable[[int], Any]]]  # (group, first quad, count) -> [quad](row block)
 
 
@@ -34,10 +36,14 @@ class Int8Kernel(LowBitKernel):
         sums = rows * blocks * (1 if self.layout.groups == 1 else 2)
         return sums + blocks
 
-    def activations(self, M: Any, parallel: bool) -> Quantized:
+    def activations(self, M: Any) -> Quantized:
         out = self.quantizer.allocate(M)
-        with (T.parallel if parallel else T.serial)(0, M) as m:
-            self.quantizer.row(self.x, out, m)
+        few = max(1, _SERIAL // self.workload.K)
+        with T.If(T.int64(few) >= M):
+            with T.Then(), T.serial(0, M) as m:
+                self.quantizer.row(self.x, out, m)
+            with T.Else(), T.parallel(0, M) as m:
+                self.quantizer.row(self.x, out, m)
         return out
 
     def stream(self, x: Quantized, rows: int, blocks: list[Any]) -> Block:

@@ -38,8 +38,8 @@ class LowBitKernel(ABC):
 
     # -- what the compute type decides ---------------------------------------------------------------------------
     @abstractmethod
-    def activations(self, M: Any, parallel: bool) -> Any:
-        """Prepare all rows of x; what `stream` and `multiply` read them from."""
+    def activations(self, M: Any) -> Any:
+        """Prepare all M rows of x; what `stream` and `multiply` read them from."""
 
     @abstractmethod
     def stream(self, x: Any, rows: int, blocks: list[Any]) -> Block:
@@ -74,20 +74,20 @@ class LowBitKernel(ABC):
                 self.x = T.match_buffer(inputs["x"], (M, w.K), "float32")
                 self.residual = T.match_buffer(inputs["residual"], (M, w.columns), "float32") if w.residual else None
                 self.y = T.match_buffer(y, (M, w.columns), "float32")
+                x = self.activations(M)
                 for rows in range(1, self.skinny + 1):
                     with T.If(T.int64(rows) == M), T.Then():
-                        self._stream_all(rows)
+                        self._stream_all(x, rows)
                 with T.If(T.int64(self.skinny) < M), T.Then():
-                    self._panels(M)
+                    self._panels(x, M)
         return ib.get()
 
-    def _stream_all(self, rows: int) -> None:
+    def _stream_all(self, x: Any, rows: int) -> None:
         """y of exactly `rows` rows, in one pass over the packed weights."""
         halves, flight = self.layout.halves, self.flight
         while flight > 1 and self.registers(rows, flight) >= self.simd.target.vector_registers:
             flight //= 2
         task_blocks = max(self.flight, halves)
-        x = self.activations(rows, parallel=rows * self.workload.K >= 1 << 14)
         with T.parallel(0, -(-self.layout.used_blocks // task_blocks)) as task:
             for start in range(0, task_blocks, max(flight, halves)):
                 acc: Block = [[] for _ in range(rows)]
@@ -97,10 +97,9 @@ class LowBitKernel(ABC):
                         row.extend(more)
                 self._finish(acc, 0, T.bind(task * task_blocks + start))
 
-    def _panels(self, M: Any) -> None:
+    def _panels(self, x: Any, M: Any) -> None:
         """y of M >= MR rows. Threads share the panels and, where M is large, spans of rows."""
         MR, NV = self.MR, self.NV
-        x = self.activations(M, parallel=True)
         row_blocks = T.bind(T.ceildiv(M, T.int64(MR)))
         spans = T.bind(T.max(T.floordiv(row_blocks, T.int64(max(1, self.task_rows // MR))), T.int64(1)))
         panels = -(-self.layout.used_blocks // NV)

@@ -78,12 +78,12 @@ class LowBitLayout:
         return self.blocks, self.groups, self.lanes
 
     def representable(self) -> bool:
-        """Can this layout hold the format at all: whole lines to a group, whole codes to a byte?"""
+        """Can this layout hold the format at all: whole codes to a byte, whole lines and registers to a group?"""
         return (
             self.bits in (2, 4, 8)
             and self.N % self.halves == 0
             and min(self.N, self.K, self.group_size) > 0
-            and self.group % (4 * self.codes_per_byte) == 0
+            and (self.groups == 1 or self.group % 16 == 0)
         )
 
     def arrange_rows(self, rows: np.ndarray) -> np.ndarray:
@@ -157,7 +157,15 @@ def pack_weight(
     return planes
 
 
+def common_zero(weight: QuantizedWeight) -> float | None:
+    """The zero point of the whole weight. None where groups differ, and where it is fractional: integer sums cannot
+    start there, so that it is stored as if groups differed."""
+    zero = weight.zero
+    return None if isinstance(zero, np.ndarray) or not float(zero).is_integer() else float(zero)
+
+
 def smallest_scale_dtype(scale: np.ndarray) -> str:
     """float16 where it holds every scale exactly, else float32."""
-    half = scale.astype(np.float16)
+    with np.errstate(over="ignore"):
+        half = scale.astype(np.float16)
     return "float16" if np.array_equal(half.astype(np.float32), scale) else "float32"
