@@ -8,17 +8,18 @@ template covers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from llmc.schedules.formats import QuantizedWeight
 from llmc.tvm_shim import Analyzer, Expr
 
-Dim = int | Expr
-Constant = np.ndarray | QuantizedWeight
+Dim: TypeAlias = int | Expr
+Constant: TypeAlias = np.ndarray | QuantizedWeight
 
 LLMC = "llmc"  # the domain of fused operators
 
@@ -31,7 +32,7 @@ class TensorType:
     dtype: str
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+        return f"{self.dtype}[{', '.join(map(dim_text, self.shape))}]"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,8 @@ class Node:
 
     def __str__(self) -> str:
         op = f"{self.domain}.{self.op}" if self.domain else self.op
-        shown = {k: v for k, v in self.attrs.items() if not isinstance(v, (np.ndarray, Graph))}
-        attrs = "".join(f", {k}={v}" for k, v in shown.items())
-        return f"{', '.join(o or '_' for o in self.outputs)} = {op}({', '.join(i or '_' for i in self.inputs)}{attrs})"
+        arguments = [*(i or "_" for i in self.inputs), *(f"{k}={_attr_text(v)}" for k, v in self.attrs.items())]
+        return f"{', '.join(o or '_' for o in self.outputs)} = {op}({', '.join(arguments)})"
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,20 @@ class Graph:
         lines += [f"  {node}  # {self.types.get(node.outputs[0], '?')}" for node in self.nodes]
         lines += [f"  output {name}: {self.types[name]}" for name in self.outputs]
         return "\n".join(lines)
+
+
+def dim_text(dim: Dim) -> str:
+    """A dimension as people write it."""
+    return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(dim))
+
+
+def _attr_text(value: Any) -> str:
+    if not isinstance(value, np.ndarray):
+        return str(value)
+    if value.size > 16:
+        return f"<{value.dtype}{list(value.shape)}>"
+    items = ", ".join(map(dim_text, value.flat))
+    return f"[{items}]" if value.ndim else items
 
 
 def same_dim(a: Dim, b: Dim) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from llmc.errors import ShapeError
 from llmc.graph import Dim, Graph, TensorType
 from llmc.importer.reader import read_model
-from llmc.importer.trace import trace
+from llmc.importer.trace import trace_model
 from llmc.importer.types import Signature, read_signature
 from llmc.ops import RULES
 from llmc.ops.context import Rule, Unify, as_dim
@@ -37,7 +37,7 @@ def import_model(
     signature = read_signature(model.inputs, dims or {})
     while True:  # ends: every round has one symbol less
         try:
-            return trace(model, signature, rules)
+            return trace_model(model, signature, rules)
         except Unify as found:
             signature = _replace_symbol(signature, found)
 

@@ -6,6 +6,7 @@ said in one line.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from llmc.errors import ModelError, UnsupportedError
 from llmc.importer.tensors import ExternalData, load_tensor
+from llmc.importer.wire import split_weights
 
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_NODES = 500_000
@@ -39,7 +41,7 @@ class Model:
 def read_model(path: str | Path) -> Model:
     """Read and check an ONNX file. Raises ModelError, or UnsupportedError for an opset out of range."""
     path = Path(path)
-    proto = _parse(path)
+    proto, weights = _parse(path)
     graph = proto.graph
     _limit_nodes(proto)
     external = ExternalData(path.parent)
@@ -49,10 +51,10 @@ def read_model(path: str | Path) -> Model:
         raise UnsupportedError("sparse initializers", where=str(path), hint="store them as dense tensors")
 
     constants: dict[str, np.ndarray] = {}
-    for tensor in graph.initializer:
+    for tensor, raw in zip(graph.initializer, weights, strict=True):
         if tensor.name in constants:
             raise ModelError(f"initializer '{tensor.name}' is given twice", where=str(path))
-        constants[tensor.name] = load_tensor(tensor, external)
+        constants[tensor.name] = load_tensor(tensor, external, raw)
     # Before IR version 4 every initializer had to be an input too: such an input is a constant here.
     inputs = tuple(i for i in graph.input if i.name not in constants)
     _check_names(graph, inputs, constants, path)
@@ -137,7 +139,8 @@ def describe(node: NodeProto) -> str:
     return f"node '{node.name or next(iter(node.output), '')}' ({domain_of(node) or 'ai.onnx'}.{node.op_type})"
 
 
-def _parse(path: Path) -> ModelProto:
+def _parse(path: Path) -> tuple[ModelProto, list[np.ndarray | None]]:
+    """The file's message, and the large weights inside of it (one entry for each initializer)."""
     try:
         size = path.stat().st_size
         if not path.is_file():
@@ -148,11 +151,13 @@ def _parse(path: Path) -> ModelProto:
                 where=str(path),
                 hint="save the weights as external data",
             )
-        content = path.read_bytes()
+        content, weights = split_weights(_mapped(path) if size else memoryview(b""))
     except FileNotFoundError:
         raise ModelError("no such file", where=str(path)) from None
     except OSError as error:
         raise ModelError(error.strerror or str(error), where=str(path)) from None
+    except ValueError:
+        content, weights = b"", []
     try:
         proto = ModelProto.FromString(content)
     except DecodeError:
@@ -163,7 +168,12 @@ def _parse(path: Path) -> ModelProto:
             where=str(path),
             hint="fetch or export it again; git-lfs pointers and web pages saved as .onnx look like this too",
         )
-    return proto
+    return proto, weights
+
+
+def _mapped(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _limit_nodes(proto: ModelProto) -> None:

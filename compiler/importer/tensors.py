@@ -87,11 +87,12 @@ class ExternalData:
         return found
 
 
-def load_tensor(tensor: TensorProto, external: ExternalData) -> np.ndarray:
+def load_tensor(tensor: TensorProto, external: ExternalData, raw: np.ndarray | None = None) -> np.ndarray:
     """A tensor as a read-only numpy array of its declared shape.
 
-    4-bit integers and narrow floats get ml_dtypes' types (one byte an element); strings become numpy `str_`. Arrays of
-    external tensors are views of the mapped file, except for packed types. Raises ModelError.
+    4-bit integers and narrow floats get ml_dtypes' types, one byte an element; strings become numpy `str_`. Others are
+    views of the mapped file where their data lies in one: external, or in `raw`, the tensor's raw_data that
+    `split_weights` found. Raises ModelError.
     """
     where = f"tensor '{tensor.name}'"
     shape = _checked_shape(tensor, where)
@@ -111,6 +112,8 @@ def load_tensor(tensor: TensorProto, external: ExternalData) -> np.ndarray:
 
     if tensor.data_location == TensorProto.EXTERNAL:
         data: Any = external.bytes_of(tensor)
+    elif raw is not None:
+        data = raw
     elif tensor.HasField("raw_data"):
         data = np.frombuffer(tensor.raw_data, np.uint8)
     else:

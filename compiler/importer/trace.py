@@ -53,7 +53,7 @@ class _Scope:
     origin: NodeProto | None = None
 
 
-def trace(model: Model, signature: Signature, rules: Mapping[tuple[str, str], Rule]) -> Graph:
+def trace_model(model: Model, signature: Signature, rules: Mapping[tuple[str, str], Rule]) -> Graph:
     """Type the whole model. Raises Unify, UnsupportedError with all failures, ShapeError or ModelError."""
     builder = TypeBuilder()
     try:

@@ -85,14 +85,14 @@ def read_signature(inputs: Sequence[ValueInfoProto], dims: Mapping[str, int | tu
     ranges: dict[str, tuple[int, int | None]] = {}
     for name in names.values():
         choice = chosen.get(name)
+        low, high = choice if isinstance(choice, tuple) else (choice or 0, choice)
+        if low < 0 or (high is not None and high < low):
+            raise OptionError(f"dimension '{name}' cannot be {choice}")
         if isinstance(choice, int):
             symbols[name] = choice
         else:
             symbols[name] = tirx.Var(name, "int64")
-            ranges[name] = choice or (0, None)
-        low, high = ranges.get(name, (choice, None))
-        if low < 0 or (high is not None and high < low):
-            raise OptionError(f"dimension '{name}' cannot be {choice}")
+            ranges[name] = (low, high)
     signature = Signature({}, symbols, ranges, names)
     types = {}
     for info in inputs:

@@ -11,7 +11,7 @@ before any rule runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from llmc.graph import Dim, Graph, Node, TensorType
 from llmc.schedules.formats import QuantizedWeight
 from llmc.tvm_shim import Analyzer, Expr, relax, tirx, tvm
 
-Result = Expr | tuple[Expr | None, ...]
+Result: TypeAlias = Expr | tuple[Expr | None, ...]
 Rule = Callable[["Context"], Result]
 
 SHAPE_VALUE = "ShapeValue"  # in the domain llmc; attrs {"value": object array of ints and TVM expressions}
@@ -124,7 +124,7 @@ class Context:
         domain = self.node.domain or "ai.onnx"
         return f"node '{self.node.name or self.node.outputs[0]}' ({domain}.{self.node.op}, opset {self.node.version})"
 
-    def fail(self, reason: str) -> Any:
+    def fail(self, reason: str) -> NoReturn:
         """This node cannot be compiled; the importer collects these and reports all at once."""
         raise UnsupportedError(reason, where=self.where())
 
@@ -200,7 +200,6 @@ class Emitter:
         rule = self.rules.get((node.domain, node.op))
         if rule is None:
             ctx.fail("no rule for this operator")
-            raise AssertionError
         result = rule(ctx)
         results = result if isinstance(result, tuple) else (result,)
         types: list[TensorType | None] = []
@@ -213,8 +212,8 @@ class Emitter:
                 ctx.fail(f"output {i} ('{name}') is not computed")
             var = self.bb.emit(expr)
             self.exprs[name] = var
-            types.append(self._type_of(ctx, var))
-            self.graph_types[name] = types[-1]
+            self.graph_types[name] = self._type_of(ctx, var)
+            types.append(self.graph_types[name])
         return tuple(types)
 
     def _type_of(self, ctx: Context, var: Any) -> TensorType:
