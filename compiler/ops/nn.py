@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from llmc.graph import Dim
 from llmc.ops.context import Context, Rule
-from llmc.ops.tensor import compute, dtype_of, element, product, reshape, shape_of
-from llmc.tvm_shim import Expr, relax, te
+from llmc.ops.tensor import (
+    broadcast_to,
+    cast,
+    compute,
+    dtype_of,
+    element,
+    elementwise,
+    product,
+    reshape,
+    shape_of,
+    simplify,
+)
+from llmc.tvm_shim import Expr, relax, te, tirx
 
 op = relax.op
 
@@ -100,9 +113,123 @@ def _layer_normalization(ctx: Context) -> tuple[Expr, ...]:
     return layer_norm(ctx, ctx.x(0), ctx.x(1), bias, axis, float(ctx.attr("epsilon", 1e-5)))
 
 
+# -- normalisation by channel -----------------------------------------------------------------------------------
+def _per_channel(ctx: Context, x: Expr, rank: int) -> Expr:
+    """[C] -> [C, 1, …], to broadcast over [N, C, …]."""
+    return reshape(ctx, x, [*shape_of(x), *([1] * (rank - 2))])
+
+
+def _batch_normalization(ctx: Context) -> Expr:
+    """Inference: running statistics are used, and not changed."""
+    if ctx.attr("training_mode", 0):
+        ctx.fail("BatchNormalization in training mode; export the model for inference")
+    epsilon = float(ctx.attr("epsilon", 1e-5))
+
+    def norm(x: Any, weight: Any, bias: Any, mean: Any, variance: Any) -> Any:
+        work = str(variance.ty.dtype)
+        root = te.sqrt(variance + te.const(epsilon, work))
+        y = (x.astype(work) - mean) / root * weight.astype(work) + bias.astype(work)
+        return y.astype(ctx.dtype())
+
+    rank = ctx.rank()
+    return elementwise(ctx, "batch_norm", norm, ctx.x(0), *(_per_channel(ctx, ctx.x(i), rank) for i in range(1, 5)))
+
+
+def _grouped(ctx: Context, groups: Dim, weight: Expr, bias: Expr) -> Expr:
+    """Normalise each group of channels of [N, C, …] over the group and all positions; weights by channel."""
+    shape = ctx.shape()
+    n, c = shape[0], shape[1]
+    flat = reshape(ctx, ctx.x(), [n, groups, product([simplify(c // groups), *shape[2:]])])
+    one = ctx.literal(np.ones(1), ctx.dtype())
+    y = _norm(ctx, "group_norm", flat, [one], 2, float(ctx.attr("epsilon", 1e-5)), True)[0]
+    y = reshape(ctx, y, shape)
+    w, b = (_per_channel(ctx, p, len(shape)) for p in (weight, bias))
+    return op.add(ctx.emit(op.multiply(y, w)), b)
+
+
+def _instance_normalization(ctx: Context) -> Expr:
+    return _grouped(ctx, ctx.shape()[1], ctx.x(1), ctx.x(2))
+
+
+def _group_normalization(ctx: Context) -> Expr:
+    """Weights are by group before opset 21, by channel since."""
+    groups, channels = int(ctx.attr("num_groups")), ctx.shape()[1]
+    weight, bias = ctx.x(1), ctx.x(2)
+    if ctx.node.version < 21:
+        each = simplify(channels // groups)
+        weight, bias = (
+            reshape(ctx, broadcast_to(ctx, reshape(ctx, p, [groups, 1]), [groups, each]), [channels])
+            for p in (weight, bias)
+        )
+    return _grouped(ctx, groups, weight, bias)
+
+
+def _mean_variance(ctx: Context) -> Expr:
+    axes = [ctx.axis(int(a), ctx.rank()) for a in ctx.attr("axes", [0, 2, 3])]
+    x = ctx.x()
+    centre = ctx.emit(op.subtract(x, ctx.emit(op.mean(x, axes, True))))
+    variance = ctx.emit(op.mean(ctx.emit(op.multiply(centre, centre)), axes, True))
+    return elementwise(ctx, "mvn", lambda a, v: a / (te.sqrt(v) + te.const(1e-9, ctx.dtype())), centre, variance)
+
+
+def _lp_normalization(ctx: Context) -> Expr:
+    axis, x = ctx.axis(int(ctx.attr("axis", -1)), ctx.rank()), ctx.x()
+    if ctx.attr("p", 2) == 1:
+        size = ctx.emit(op.sum(elementwise(ctx, "abs", te.abs, x), [axis], True))
+    else:
+        size = ctx.emit(op.sqrt(ctx.emit(op.sum(ctx.emit(op.multiply(x, x)), [axis], True))))
+    zero = te.const(0, ctx.dtype())
+    return elementwise(ctx, "lp_norm", lambda a, s: te.if_then_else(s == zero, zero, a / s), x, size)
+
+
+def _lrn(ctx: Context) -> Expr:
+    """Local response normalisation across `size` neighbouring channels."""
+    size, shape = int(ctx.attr("size")), ctx.shape()
+    alpha, beta, bias = (float(ctx.attr(a, d)) for a, d in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
+    before, dtype = (size - 1) // 2, ctx.dtype()
+
+    def body(x: Any, out: list[Any], channels: Any) -> Any:
+        r = te.reduce_axis((0, size), "r")
+
+        def square(n: Any, c: Any, *i: Any) -> Any:
+            at = c - before + r
+            v = x(n, at, *i)
+            return te.sum(te.if_then_else(tirx.all(at >= 0, at < channels), v * v, te.const(0, dtype)), axis=r)
+
+        sums = te.compute(out, square, name="squares")
+
+        def element(*i: Any) -> Any:
+            base = te.const(bias, dtype) + te.const(alpha / size, dtype) * sums(*i)
+            return x(*i) / te.power(base, te.const(beta, dtype))
+
+        return te.compute(out, element, name="lrn")
+
+    return compute(ctx, "lrn", body, ctx.x(), list(shape), shape[1])
+
+
+def _hardmax(ctx: Context) -> Expr:
+    """1 at the first largest element along an axis, 0 elsewhere; before opset 13 along all axes from `axis` on."""
+
+    def hard(x: Expr, axis: int) -> Expr:
+        top = ctx.emit(op.argmax(x, axis, True))
+        size = shape_of(x)[axis]
+        place = ctx.emit(op.arange(0, size, 1, "int64"))
+        place = reshape(ctx, place, [size, *([1] * (len(shape_of(x)) - axis - 1))])
+        return cast(ctx, ctx.emit(op.equal(top, place)), ctx.dtype())
+
+    return _softmax(hard)(ctx)
+
+
 RULES: dict[str, Rule] = {
     "Softmax": _softmax(op.nn.softmax),
     "LogSoftmax": _softmax(op.nn.log_softmax),
+    "Hardmax": _hardmax,
     "RMSNormalization": _rms_normalization,
     "LayerNormalization": _layer_normalization,
+    "BatchNormalization": _batch_normalization,
+    "InstanceNormalization": _instance_normalization,
+    "GroupNormalization": _group_normalization,
+    "MeanVarianceNormalization": _mean_variance,
+    "LpNormalization": _lp_normalization,
+    "LRN": _lrn,
 }

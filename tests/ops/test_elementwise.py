@@ -19,8 +19,41 @@ UNIT = rng.uniform(-0.95, 0.95, (3, 37)).astype(np.float32)
 SYMBOLIC = {0: ("m", "n"), 1: ("n",)}
 
 UNARY = [
-    *"Abs Neg Sign Ceil Floor Exp Erf Sin Cos Tan Sinh Cosh Tanh Atan Asinh Relu LeakyRelu ThresholdedRelu Elu".split(),
-    *"Selu Celu Sigmoid HardSigmoid HardSwish Softplus Softsign Mish Shrink Identity Round Reciprocal".split(),
+    *[
+        "Abs",
+        "Neg",
+        "Sign",
+        "Ceil",
+        "Floor",
+        "Exp",
+        "Erf",
+        "Sin",
+        "Cos",
+        "Tan",
+        "Sinh",
+        "Cosh",
+        "Tanh",
+        "Atan",
+        "Asinh",
+        "Relu",
+        "LeakyRelu",
+        "ThresholdedRelu",
+        "Elu",
+    ],
+    *[
+        "Selu",
+        "Celu",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Softplus",
+        "Softsign",
+        "Mish",
+        "Shrink",
+        "Identity",
+        "Round",
+        "Reciprocal",
+    ],
 ]
 HALVES = np.arange(-5, 5, dtype=np.float32) / 2  # ties, which round to even
 ODD = np.array([0, math.inf, -math.inf, math.nan, 1], np.float32)

@@ -9,7 +9,17 @@ rng = np.random.default_rng(0)
 X = (rng.standard_normal((3, 4, 5)) + 0.2).astype(np.float32)
 POSITIVE, INT = np.abs(X) + 0.1, rng.integers(-9, 9, (3, 4, 5))
 TIES = rng.integers(0, 3, (4, 9)).astype(np.float32)
-OPS = "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp".split()
+OPS = [
+    "ReduceSum",
+    "ReduceMean",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceSumSquare",
+    "ReduceLogSumExp",
+]
 SYM = {0: ("m", "n", 5)}
 
 CASES = [
