@@ -30,17 +30,7 @@ for name, folder in ROOMS.items():
 TVM, TVM_FFI = "apache-tvm==0.27.0.post1", "apache-tvm-ffi==0.1.14.post1"
 
 RUN = ["numpy>=1.26", TVM_FFI, "tokenizers>=0.20", "jinja2>=3.1", "typer>=0.15", "rich>=13.9"]
-# xgboost-cpu is the module xgboost without hundreds of megabytes of GPU libraries.
-COMPILE = [
-    TVM,
-    "onnx>=1.18",
-    "ml-dtypes>=0.5",
-    "networkx>=3.2",
-    "safetensors>=0.4",
-    "xgboost-cpu>=3.0",
-    "psutil>=6",
-    "cloudpickle>=3",
-]
+COMPILE = [TVM, "onnx>=1.18", "ml-dtypes>=0.5"]
 EXAMPLES = ["gguf>=0.17"]
 TEST = [
     *COMPILE,
@@ -49,6 +39,7 @@ TEST = [
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
+    "setuptools>=70",
     "hypothesis>=6.100",
 ]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14"]
