@@ -20,7 +20,7 @@ from llmc.ops.context import Emitter
 from llmc.schedules.base import Config
 from llmc.select import Kernel, Plan
 from llmc.targets.base import Target
-from llmc.tvm_shim import Expr, IRModule, relax
+from llmc.tvm_shim import Expr, IRModule, relax, with_root_block
 
 _LARGE = 1024  # bytes from which a constant that a rule reads is a parameter, not part of the module
 
@@ -70,8 +70,8 @@ class _Module:
             name = f"{kernel.template.name}_{len(self.kernels)}"
             if "global_symbol" in (func.attrs or {}):
                 func = func.without_attr("global_symbol")
-            self.kernels[kernel] = self.bb.add_func(func, name)
-            buffers = [func.buffer_map[p] for p in func.params]
+            self.kernels[kernel] = self.bb.add_func(with_root_block(func), name)
+            buffers = list(func.params)
             inputs, outputs = len(kernel.workload.inputs()), len(kernel.workload.outputs())
             weights = buffers[inputs : len(buffers) - outputs]
             self.weights[kernel] = [(tuple(int(d) for d in b.shape), str(b.dtype)) for b in weights]
@@ -109,14 +109,14 @@ class _Function:
 
     def __init__(self, module: _Module, name: str, graph: Graph) -> None:
         self.module, self.name, self.graph, self.bb = module, name, graph, module.bb
-        self.emitter = Emitter(RULES, module.bb)
+        self.inputs = {name: _variable(name, graph.types[name]) for name in graph.inputs}
+        self.emitter = Emitter.bind_graph(graph, self.inputs, RULES, module.bb)
         self.params: dict[str, Any] = {}
         self.flat: dict[str, Any] = {}  # values as [M, K], while nobody asked for their own shape
 
     def emit(self) -> tuple[str, ...]:
         graph = self.graph
-        inputs = [_variable(name, graph.types[name]) for name in graph.inputs]
-        self.emitter.bind_graph(graph, dict(zip(graph.inputs, inputs, strict=True)))
+        inputs = list(self.inputs.values())
         with self.bb.function(self.name, attrs={"num_input": len(inputs)}):
             with self.bb.dataflow():
                 self._large_constants()
@@ -220,23 +220,21 @@ class _Function:
     def _attention(self, node: Node, append: Kernel, attend: Kernel) -> None:
         a = node.attrs
         B, S, _ = self.graph.types[node.inputs[0]].shape
-        H, KV, D = a["n_heads"], a["n_kv_heads"], a["head_dim"]
+        result = TensorType((B, S, a["n_heads"] * a["head_dim"]), "float32")
         qkv = [self.value(name) for name in node.inputs[:3] if name]
         rope = [self.value(name) for name in node.inputs[5:7] if name]
+        # Separate queries pass through the append only to be rotated.
+        sources = qkv if rope or len(qkv) == 1 else qkv[1:]
         kv_len = self.value(node.inputs[7])
-        queries = [TensorType((B, S, H * D), "float32")]
-        kp, v, q = (self._append_in_place if a.get("in_place") else self._append)(
-            node, append, qkv, rope, kv_len, queries
-        )
+        put = self._append_in_place if a.get("in_place") else self._append
+        kp, v, q = put(node, append, [*sources, *rope], kv_len, result)
         biases = [self.value(name) for name in node.inputs[8:10] if name]
-        assert KV
-        self.emitter.exprs[node.outputs[0]] = self._call(
-            attend, [q, kp, v, kv_len, *biases], [], [TensorType((B, S, H * D), "float32")]
-        )
+        operands = [qkv[0] if q is None else q, kp, v, kv_len, *biases]
+        self.emitter.exprs[node.outputs[0]] = self._call(attend, operands, [], [result])
 
     def _append(
-        self, node: Node, kernel: Kernel, qkv: list[Expr], rope: list[Expr], kv_len: Expr, queries: list[TensorType]
-    ) -> tuple[Expr, Expr, Expr]:
+        self, node: Node, kernel: Kernel, sources: list[Expr], kv_len: Expr, queries: TensorType
+    ) -> tuple[Expr, Expr, Expr | None]:
         """New keys and values after a copy of the past; presents are what this returns."""
         a = node.attrs
         past = [self.value(name) for name in node.inputs[3:5] if name]
@@ -246,27 +244,27 @@ class _Function:
         blocks = (T + 63) // 64
         types = [TensorType((B, KV, blocks, D, 64), "float32"), TensorType((B, KV, T, D), "float32")]
         outputs = kernel.workload.outputs()
-        by_name = {"q": queries[0], "kp": types[0], "v": types[1], "present_k": types[1]}
-        result = self._call(kernel, [*qkv, *rope, *past], [], [by_name[o.name] for o in outputs])
+        by_name = {"q": queries, "kp": types[0], "v": types[1], "present_k": types[1]}
+        result = self._call(kernel, [*sources, *past], [], [by_name[o.name] for o in outputs])
         found = {o.name: self.bb.emit(relax.TupleGetItem(result, i)) for i, o in enumerate(outputs)}
         for output, name in zip(node.outputs[1:], ("present_k", "v"), strict=False):
             if output:
                 self.emitter.exprs[output] = found[name]
-        return found["kp"], found["v"], found.get("q", qkv[0])
+        return found["kp"], found["v"], found.get("q")
 
     def _append_in_place(
-        self, node: Node, kernel: Kernel, qkv: list[Expr], rope: list[Expr], kv_len: Expr, queries: list[TensorType]
-    ) -> tuple[Expr, Expr, Expr]:
+        self, node: Node, kernel: Kernel, sources: list[Expr], kv_len: Expr, queries: TensorType
+    ) -> tuple[Expr, Expr, Expr | None]:
         caches = node.inputs[3:5]
         names = [o.name for o in kernel.workload.outputs()]
-        types = [self.graph.types[c] for c in caches] + (queries if "q" in names else [])
+        types = [self.graph.types[c] for c in caches] + ([queries] if "q" in names else [])
         indices = [0, 1] + [-1] * (len(types) - 2)
         out = [relax.TensorType(t.shape, t.dtype) for t in types]
-        args = [*(self.value(c) for c in caches), *qkv, *rope, kv_len]
+        args = [*(self.value(c) for c in caches), *sources, kv_len]
         result = self.bb.emit(relax.op.call_tir_inplace(self.module.kernel(kernel), args, indices, out))
         parts = [self.bb.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
         self.emitter.exprs[caches[0]], self.emitter.exprs[caches[1]] = parts[:2]
-        return parts[0], parts[1], parts[2] if len(parts) > 2 else qkv[0]
+        return parts[0], parts[1], parts[2] if len(parts) > 2 else None
 
 
 def _variable(name: str, type_: TensorType) -> Any:

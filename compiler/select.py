@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 
 from llmc.graph import LLMC, Graph, Node
-from llmc.schedules.attention.attention import ATTENTION, AttentionWorkload
-from llmc.schedules.attention.kv_append import KV_APPEND, KVAppendWorkload
+from llmc.schedules.attention.attention import ATTENTION
+from llmc.schedules.attention.kv_append import KV_APPEND
+from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
 from llmc.schedules.base import Template, Workload
-from llmc.schedules.embedding.dense import EMBEDDING, EmbeddingWorkload
+from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.formats import QuantizedWeight
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
@@ -48,53 +47,40 @@ def select(functions: Mapping[str, Graph], target: Target) -> Plan:
     for name, graph in functions.items():
         for node in graph.nodes:
             choose = _CHOICES.get(node.op) if node.domain == LLMC else None
-            kernels = choose(graph, node) if choose is not None else ()
+            kernels = choose(graph, node, target) if choose is not None else ()
             if kernels and all(k.template.accepts(k.workload, target) for k in kernels):
                 chosen[name, node.outputs[0]] = kernels
     return Plan(functions, chosen)
 
 
-def _linear(graph: Graph, node: Node) -> tuple[Kernel, ...]:
+def _linear(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
     weight = graph.constants[node.inputs[1]]
     bias, residual = bool(node.inputs[2]), bool(node.inputs[3])
     activation = node.attrs["activation"]
     if isinstance(weight, np.ndarray):
         N, K = weight.shape
         return (Kernel(DENSE, DenseLinearWorkload(N, K, bias=bias, activation=activation, residual=residual)),)
-    workload = LowBitLinearWorkload(
-        N=weight.N,
-        K=weight.K,
-        **_format(weight),
-        activations=node.attrs["activations"],
-        bias=bias,
-        activation=activation,
-        residual=residual,
+    workload = LowBitLinearWorkload.of(
+        weight, activations=node.attrs["activations"], bias=bias, activation=activation, residual=residual
     )
     return (Kernel(LOWBIT, workload),)
 
 
-def _format(weight: QuantizedWeight) -> dict[str, Any]:
-    """The fields by which low-bit workloads describe a weight. Scales are float16 only where that loses nothing."""
-    half = weight.scale.astype(np.float16)
-    exact = bool(np.array_equal(half.astype(np.float32), weight.scale))
-    return {
-        "bits": weight.bits,
-        "group_size": weight.group_size,
-        "symmetric": weight.symmetric,
-        "zero": float(weight.zero) if not isinstance(weight.zero, np.ndarray) else 0.0,
-        "scale_dtype": "float16" if exact else "float32",
-    }
-
-
-def _embedding(graph: Graph, node: Node) -> tuple[Kernel, ...]:
+def _embedding(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
+    """A table that is also an output layer's weight is read where that layer packed it: one copy serves both."""
     table = graph.constants[node.inputs[0]]
     if isinstance(table, QuantizedWeight):
-        return (Kernel(LOWBIT_EMBEDDING, LowBitEmbeddingWorkload(V=table.N, E=table.K, **_format(table))),)
-    packed = any(n.op == "Linear" and n.domain == LLMC and n.inputs[1] == node.inputs[0] for n in graph.nodes)
-    return (Kernel(EMBEDDING, EmbeddingWorkload(V=table.shape[0], E=table.shape[1], packed=packed)),)
+        return (Kernel(LOWBIT_EMBEDDING, LowBitEmbeddingWorkload.of(table)),)
+    V, E = table.shape
+    tied = [n for n in graph.nodes if n.op == "Linear" and n.domain == LLMC and n.inputs[1] == node.inputs[0]]
+    panel = 0
+    if tied:
+        linear = _linear(graph, tied[0], target)[0]
+        panel = int(linear.template.default(linear.workload, target)["NV"]) * target.lanes
+    return (Kernel(EMBEDDING_DENSE, EmbeddingDenseWorkload(V, E, panel)),)
 
 
-def _norm(graph: Graph, node: Node) -> tuple[Kernel, ...]:
+def _norm(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
     K = graph.types[node.inputs[1]].shape[0]
     assert isinstance(K, int)
     workload = NormWorkload(
@@ -108,7 +94,7 @@ def _norm(graph: Graph, node: Node) -> tuple[Kernel, ...]:
     return (Kernel(NORM, workload),)
 
 
-def _attention(graph: Graph, node: Node) -> tuple[Kernel, ...]:
+def _attention(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
     """Two kernels: one rotates, appends and lays out keys and values; one attends."""
     a, packed, rope = node.attrs, not node.inputs[1], bool(node.inputs[5])
     in_place = bool(a.get("in_place", False))
@@ -121,6 +107,7 @@ def _attention(graph: Graph, node: Node) -> tuple[Kernel, ...]:
         past=bool(node.inputs[3]) and not in_place,
         in_place=in_place,
         present=bool(node.outputs[1]),
+        rotary_dim=_rotary_dim(graph, node),
     )
     bias = graph.types[node.inputs[9]].shape if node.inputs[9] else (1, 1, 1, 1)
     attend = AttentionWorkload(
@@ -139,7 +126,14 @@ def _attention(graph: Graph, node: Node) -> tuple[Kernel, ...]:
     return Kernel(KV_APPEND, append), Kernel(ATTENTION, attend)
 
 
-_CHOICES: dict[str, Callable[[Graph, Node], tuple[Kernel, ...]]] = {
+def _rotary_dim(graph: Graph, node: Node) -> int:
+    """How many dimensions of a head rotate; 0 where all or none do."""
+    width = graph.types[node.inputs[5]].shape[-1] if node.inputs[5] else 0
+    assert isinstance(width, int)
+    return 0 if 2 * width == node.attrs["head_dim"] else 2 * width
+
+
+_CHOICES: dict[str, Callable[[Graph, Node, Target], tuple[Kernel, ...]]] = {
     "Linear": _linear,
     "Embedding": _embedding,
     "Norm": _norm,

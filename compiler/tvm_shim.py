@@ -24,7 +24,7 @@ from tvm.sym import Analyzer
 from tvm.target import Target as TvmTarget
 from tvm.tirx import PrimFunc
 
-TVM_VERSION = tvm.__version__
+TVM_VERSION, FFI_VERSION = tvm.__version__, tvm_ffi.__version__
 REQUIRED_TVM, REQUIRED_FFI = "0.27.0.post1", "0.1.14.post1"
 
 
@@ -34,7 +34,14 @@ def substitute(expr: Expr, values: Mapping[tirx.Var, Expr | int]) -> Expr:
     return tvm_ffi.structural_map(expr, (tvm.ir.Var, lambda var: exprs.get(var, var)), order="post")
 
 
+def with_root_block(func: PrimFunc) -> PrimFunc:
+    """A kernel's body inside a root block, without which Relax's passes take no PrimFunc."""
+    root = tvm.s_tir.SBlock([], [], [], "root", func.body)
+    return func.with_body(tvm.s_tir.SBlockRealize([], True, root))
+
+
 __all__ = [
+    "FFI_VERSION",
     "TVM_VERSION",
     "Analyzer",
     "Expr",
@@ -50,4 +57,5 @@ __all__ = [
     "tirx",
     "topi",
     "tvm",
+    "with_root_block",
 ]

@@ -5,26 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.ops.context import Context, Rule
-from llmc.tvm_shim import Expr, relax, te, tirx
+from llmc.tvm_shim import Expr, relax, te
 
 
 def _lengths(ctx: Context) -> Expr:
-    length, batch = ctx.attr("length"), ctx.attr("batch")
-    return ctx.bb.call_te(
-        lambda: te.compute((batch,), lambda b: _int64(length), "lengths"), primfunc_name_hint="lengths"
-    )
+    return relax.op.broadcast_to(_as_tensor(ctx, ctx.attr("length")), (ctx.attr("batch"),))
 
 
 def _positions(ctx: Context) -> Expr:
-    batch, start, length = (ctx.attr(k) for k in ("batch", "start", "length"))
+    shape = (ctx.attr("batch"), ctx.attr("length"))
     return ctx.bb.call_te(
-        lambda: te.compute((batch, length), lambda b, s: _int64(start) + s, "positions"),
+        lambda start: te.compute(shape, lambda b, s: start[0] + s, "positions"),
+        _as_tensor(ctx, ctx.attr("start")),
         primfunc_name_hint="positions",
     )
 
 
-def _int64(value: Any) -> Any:
-    return tirx.const(value, "int64") if isinstance(value, int) else value
+def _as_tensor(ctx: Context, dim: Any) -> Expr:
+    """int64 [1] that holds a dimension: a kernel cannot see symbols that no buffer's shape binds."""
+    return ctx.emit(relax.op.shape_to_tensor(relax.ShapeExpr([dim])))
 
 
 def _activation(ctx: Context) -> Expr:

@@ -59,8 +59,8 @@ class EmbeddingDense(Template):
     def prepack(
         self, weights: Mapping[str, Any], workload: EmbeddingDenseWorkload, config: Config, target: Target
     ) -> Arrays:
-        table = weights["table"]
-        return {"table": pack_panels(table, workload.panel) if workload.panel else table}
+        table = weights["weight"]
+        return {"weight": pack_panels(table, workload.panel) if workload.panel else table}
 
     def layout(self, workload: EmbeddingDenseWorkload, config: Config, target: Target) -> str:
         return f"panels.{workload.panel}.1" if workload.panel else "rows"
@@ -96,7 +96,7 @@ class EmbeddingDense(Template):
     def reference(
         self, workload: EmbeddingDenseWorkload, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Any]
     ) -> Arrays:
-        return {"y": np.asarray(weights["table"])[inputs["ids"]]}
+        return {"y": np.asarray(weights["weight"])[inputs["ids"]]}
 
     def work(self, workload: EmbeddingDenseWorkload, dims: Mapping[str, int]) -> Work:
         line = 64 if workload.panel else 4  # a panel holds one element of the row in each cache line

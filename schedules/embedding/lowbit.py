@@ -75,6 +75,9 @@ class LowBitEmbedding(Template):
     ) -> Arrays:
         return pack_weight(workload.layout(target.lanes), weights["weight"], workload.scale_dtype, workload.symmetric)
 
+    def layout(self, workload: LowBitEmbeddingWorkload, config: Config, target: Target) -> str:
+        return f"{workload.layout(target.lanes).label}.{workload.scale_dtype}.{workload.symmetric}"
+
     def build(self, workload: LowBitEmbeddingWorkload, target: Target, config: Config) -> Any:
         if not self.accepts(workload, target):
             raise KernelError(f"{workload.key()} is outside what the low-bit embedding reads", where=target.name)

@@ -181,6 +181,9 @@ class LowBitLinear(Template):
             packed["bias"] = bias.reshape(layout.blocks, layout.lanes)
         return packed
 
+    def layout(self, workload: LowBitLinearWorkload, config: Config, target: Target) -> str:
+        return f"{workload.layout(target.lanes).label}.{workload.scale_dtype}.{workload.symmetric}"
+
     def build(self, workload: LowBitLinearWorkload, target: Target, config: Config) -> Any:
         if not self.accepts(workload, target):
             raise KernelError(f"{workload.key()} is outside what the low-bit linear computes", where=target.name)

@@ -77,6 +77,11 @@ class LowBitLayout:
     def plane_shape(self) -> tuple[int, int, int]:
         return self.blocks, self.groups, self.lanes
 
+    @property
+    def label(self) -> str:
+        """What tells this layout from another one of the same weight."""
+        return f"lowbit.{self.bits}.{self.group}.{self.lanes}x{self.halves}"
+
     def representable(self) -> bool:
         """Can this layout hold the format at all: whole codes to a byte, whole lines and registers to a group?"""
         return (

@@ -28,11 +28,9 @@ def _fill(rows: np.ndarray, panels: np.ndarray) -> None:
     if n % width:
         panels[-1, :, : n % width] = rows[full * width :].T
         panels[-1, :, n % width :] = 0
-    if rows.strides[0] >= rows.strides[1]:  # as linear layers store it: a panel's rows fit the cache together
-        for p in range(full):
-            panels[p] = rows[p * width : (p + 1) * width].T
-        return
-    step = max(1, _CHUNK_BYTES // max(1, n * rows.itemsize))  # transposed: follow its memory, a few k at a time
+    # A weight stored [N, K] is taken panel by panel: its rows fit the cache together. A transposed one is followed
+    # along its memory, a few k at a time.
+    step = K if rows.strides[0] >= rows.strides[1] else max(1, _CHUNK_BYTES // max(1, n * rows.itemsize))
+    source = rows[: full * width].reshape(full, width, K).transpose(0, 2, 1)
     for k in range(0, K, step):
-        columns = rows[: full * width, k : k + step].T
-        panels[:full, k : k + step] = columns.reshape(-1, full, width).transpose(1, 0, 2)
+        panels[:full, k : k + step] = source[:, k : k + step]

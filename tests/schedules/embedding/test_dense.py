@@ -30,35 +30,35 @@ def table(E: int) -> np.ndarray:
 def test_copies_rows(kernels: list[Kernel], M: int) -> None:
     ids = np.random.default_rng(M).integers(-V, V, M)
     for kernel in kernels:
-        kernel.check({"ids": ids}, {"table": table(kernel.workload.E)}, tolerance=0)
+        kernel.check({"ids": ids}, {"weight": table(kernel.workload.E)}, tolerance=0)
 
 
 def test_first_and_last_rows(kernels: list[Kernel]) -> None:
     for kernel in kernels:
-        kernel.check({"ids": np.array([0, V - 1, -1, -V])}, {"table": table(kernel.workload.E)}, tolerance=0)
+        kernel.check({"ids": np.array([0, V - 1, -1, -V])}, {"weight": table(kernel.workload.E)}, tolerance=0)
 
 
 def test_ids_out_of_range_stay_inside_the_table(kernels: list[Kernel]) -> None:
     ids = np.array([V, 2**62, -V - 1, -(2**62)])
     for kernel in kernels:
-        weights = {"table": table(kernel.workload.E)}
+        weights = {"weight": table(kernel.workload.E)}
         packed = EMBEDDING_DENSE.prepack(weights, kernel.workload, kernel.config, kernel.target)
         got = kernel.run({"ids": ids}, packed)["y"]
-        np.testing.assert_array_equal(got, weights["table"][[V - 1, V - 1, 0, 0]])
+        np.testing.assert_array_equal(got, weights["weight"][[V - 1, V - 1, 0, 0]])
 
 
 def test_plain_table_is_not_copied() -> None:
-    weights = {"table": table(8)}
+    weights = {"weight": table(8)}
     packed = EMBEDDING_DENSE.prepack(weights, EmbeddingDenseWorkload(V, 8), {"grain": 4096}, AVX512)
-    assert packed["table"] is weights["table"]
+    assert packed["weight"] is weights["weight"]
 
 
 def test_panels_are_those_of_the_linear_layer() -> None:
     config = DENSE.default(DenseLinearWorkload(V, 20), AVX512)
     linear = DENSE.prepack({"weight": table(20)}, DenseLinearWorkload(V, 20), config, AVX512)
     workload = EmbeddingDenseWorkload(V, 20, panel=linear["weight"].shape[2])
-    lookup = EMBEDDING_DENSE.prepack({"table": table(20)}, workload, {"grain": 4096}, AVX512)
-    np.testing.assert_array_equal(linear["weight"], lookup["table"])
+    lookup = EMBEDDING_DENSE.prepack({"weight": table(20)}, workload, {"grain": 4096}, AVX512)
+    np.testing.assert_array_equal(linear["weight"], lookup["weight"])
 
 
 def test_default_is_in_the_space() -> None:
