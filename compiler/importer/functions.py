@@ -55,17 +55,18 @@ def default_attributes(node: NodeProto, version: int) -> dict[str, AttributeProt
     return {n: a.default_value for n, a in schema.attributes.items() if a.default_value.type}
 
 
-def open_call(
-    call: NodeProto, function: FunctionProto, defaults: Mapping[str, AttributeProto] | None = None
-) -> list[NodeProto]:
-    """The nodes of a function's body, in the caller's names. Raises ModelError for too many arguments."""
+def open_call(call: NodeProto, function: FunctionProto, defaults: Mapping[str, AttributeProto]) -> list[NodeProto]:
+    """The nodes of a function's body, in the caller's names; `defaults` hold for attributes that the call leaves out.
+
+    Raises ModelError for too many arguments.
+    """
     if len(call.input) > len(function.input) or len(call.output) > len(function.output):
         raise ModelError(f"more inputs or outputs than function '{function.name}' has", where=describe(call))
     prefix = f"{next(filter(None, call.output), call.name)}/"
     names = dict.fromkeys(function.input, "") | dict(zip(function.input, call.input, strict=False))
     copied = [(out, actual) for out, actual in zip(function.output, call.output, strict=False) if out in names]
     names |= {o: a for o, a in zip(function.output, call.output, strict=False) if a and o not in names}
-    attributes = {**(defaults or {}), **{a.name: a for a in function.attribute_proto}}
+    attributes = {**defaults, **{a.name: a for a in function.attribute_proto}}
     attributes |= {a.name: a for a in call.attribute}
     body = open_body(function.node, names, attributes, prefix)
     return [*body, *(helper.make_node("Identity", [names[o]], [a]) for o, a in copied if a)]

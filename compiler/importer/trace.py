@@ -20,7 +20,7 @@ from llmc.importer.fold import fold, may_fold
 from llmc.importer.functions import default_attributes, has_standard_body, open_body, open_call, standard_body
 from llmc.importer.reader import MAX_NODES, Model, domain_of, opset_versions, sorted_nodes
 from llmc.importer.tensors import ExternalData, load_tensor
-from llmc.importer.types import Signature
+from llmc.importer.types import STRING, Signature
 from llmc.importer.types_only import TypeBuilder
 from llmc.ops.context import SHAPE_VALUE, Emitter, Rule, Unify, bind, symbols
 from llmc.ops.values import evaluate
@@ -98,11 +98,11 @@ class _Trace:
         if name in self.emitter.graph_types:
             raise ModelError(f"value '{name}' is made twice")
         self.emitter.graph_types[name] = type_
-        if type_.dtype != "str":
+        if type_.dtype != STRING:
             self.emitter.exprs[name] = relax.Var(name, relax.TensorType(list(type_.shape), type_.dtype))
 
     def _constant(self, name: str, array: np.ndarray) -> None:
-        dtype = "str" if array.dtype.kind == "U" else array.dtype.name
+        dtype = STRING if array.dtype.kind == "U" else array.dtype.name
         self._variable(name, TensorType(tuple(array.shape), dtype))
         self.emitter.constants[name] = array
 
@@ -170,6 +170,8 @@ class _Trace:
 
     def _run(self, proto: NodeProto, node: Node, scope: _Scope) -> bool:
         """Run the node's rule; where there is none, or it declines, open the standard's definition."""
+        if any(t is not None and t.dtype == STRING for t in self._types(node)):
+            return self._fail(node, scope, "it works on strings")
         try:
             types = self.emitter.run(node)
         except UnsupportedError as error:
@@ -199,18 +201,27 @@ class _Trace:
     # -- calls --------------------------------------------------------------------------------------------------
     def _open_local(self, proto: NodeProto, node: Node, scope: _Scope) -> bool:
         function = self.model.functions.get((domain_of(proto), proto.op_type))
-        return function is not None and self._open(proto, node, function, scope, scope.origin)
+        return function is not None and self._open(proto, function, {}, scope, scope.origin)
 
     def _open_standard(self, proto: NodeProto, node: Node, scope: _Scope) -> bool:
-        body = standard_body(proto, node.version, self._types(node)) if not node.domain else None
-        return body is not None and self._open(proto, node, body, scope, scope.origin or proto)
+        body = standard_body(proto, node.version, self._types(node))
+        if body is None:
+            return False
+        return self._open(proto, body, default_attributes(proto, node.version), scope, scope.origin or proto)
 
-    def _open(self, proto: NodeProto, node: Node, body: FunctionProto, scope: _Scope, origin: NodeProto | None) -> bool:
-        if len(scope.calls) >= MAX_DEPTH or proto.op_type in scope.calls:
-            raise ModelError(f"function '{proto.op_type}' calls itself, or nests too deep", where=self.model.name)
-        defaults = default_attributes(proto, node.version) if body.domain in ("", "ai.onnx") else {}
-        inner = _Scope({**scope.opsets, **opset_versions(body.opset_import)}, (*scope.calls, proto.op_type), origin)
-        for opened in open_call(proto, body, defaults):
+    def _open(
+        self,
+        call: NodeProto,
+        body: FunctionProto,
+        defaults: Mapping[str, AttributeProto],
+        scope: _Scope,
+        origin: NodeProto | None,
+    ) -> bool:
+        if len(scope.calls) >= MAX_DEPTH or call.op_type in scope.calls:
+            raise ModelError(f"function '{call.op_type}' calls itself, or nests too deep", where=self.model.name)
+        opsets = {**scope.opsets, **opset_versions(body.opset_import)}
+        inner = _Scope(opsets, (*scope.calls, call.op_type), origin)
+        for opened in open_call(call, body, defaults):
             self._visit(opened, inner)
         return True
 
@@ -238,7 +249,7 @@ class _Trace:
             (node.domain, node.op) in self.emitter.rules
             or (domain_of(proto), node.op) in self.model.functions
             or node.op in ("Constant", "If")
-            or (not node.domain and has_standard_body(proto, node.version))
+            or has_standard_body(proto, node.version)
         )
 
     def _fail(self, node: Node, scope: _Scope, reason: str) -> bool:
