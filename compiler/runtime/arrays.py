@@ -47,6 +47,8 @@ def view(memory: Any, dtype: str, shape: tuple[int, ...]) -> Any:
 
 def to_tensor(array: np.ndarray) -> Any:
     """A tensor that shares the memory of a contiguous, writable array of any dtype."""
+    if array.size == 0:  # numpy gives empty arrays strides of 0, which kernels refuse as not compact
+        return view(tvm_ffi.from_dlpack(aligned_zeros((ALIGN,), np.uint8)), array.dtype.name, array.shape)
     if array.dtype.isbuiltin == 1:
         return tvm_ffi.from_dlpack(array)
     return view(tvm_ffi.from_dlpack(array.reshape(-1).view(np.uint8)), array.dtype.name, array.shape)
