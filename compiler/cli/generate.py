@@ -70,8 +70,9 @@ def command(
         print_json({"text": text, **figures})
         return
     stderr().print(
-        f"[dim]{generation.prompt_tokens} tokens of prompt at {generation.prompt_tokens_per_s:.0f} tokens/s, "
-        f"{generation.new_tokens} new ones at {generation.decode_tokens_per_s:.1f} tokens/s, loaded in {loaded:.2f} s[/]"
+        f"[dim]prompt: {generation.prompt_tokens} tokens, {generation.prompt_tokens_per_s:.0f} tokens/s; "
+        f"answer: {generation.new_tokens} tokens, {generation.decode_tokens_per_s:.1f} tokens/s; "
+        f"loaded in {loaded:.2f} s[/]"
     )
 
 

