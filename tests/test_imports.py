@@ -44,7 +44,7 @@ MAY_SEE = {
     "lower": GRAPH | {"ops", "select"},
     "build": KERNELS | {"fallback"},
     "package": {"errors"},
-    "artifact": GRAPH | {"package", "quantize", "fuse", "select", "lower", "__version__"},
+    "artifact": GRAPH | {"package", "quantize", "fuse", "select", "lower"},
     "options": {"errors", "targets"},
     "pipeline": GRAPH
     | {"importer", "quantize", "fuse", "select", "tune", "lower", "build", "artifact", "options", "package"},
@@ -94,7 +94,7 @@ def test_a_room_sees_only_what_lies_below_it(module: str) -> None:
     here = room(module)
     assert here in MAY_SEE, f"{here or module} is a new room: say in MAY_SEE what it may import"
     for name, _ in imports(MODULES[module]):
-        if name.partition(".")[0] == "llmc":
+        if name.partition(".")[0] == "llmc" and name != "llmc.__version__":
             assert room(name) == here or room(name) in MAY_SEE[here], f"{module} must not import {name}"
 
 

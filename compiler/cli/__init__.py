@@ -33,18 +33,24 @@ for verb in (compile, run, generate, bench, check, inspect, targets):
     app.command(verb.__name__.rpartition(".")[2])(verb.command)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from llmc import __version__
+
+        typer.echo(f"llmc {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; anywhere on the line.")
     ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"llmc {installed('llmc')}")
-        raise typer.Exit
+    """Both are read before a verb runs: --version above, --debug in `main`."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -57,22 +63,26 @@ def main(args: Sequence[str] | None = None) -> int:
         if done.code == 130:
             _complain("interrupted")
         return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except LlmcError as error:
-        if debug:
+    except Exception as error:
+        explained = _explain(error)
+        if debug or explained is None:
             raise
-        _complain(str(error))
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        if debug or error.name is None or error.name.startswith("llmc"):
-            raise
-        _complain(f"this needs the module {error.name}\n  hint: pip install 'llmc[compile]' installs the compiler")
-        return LlmcError.exit_code
-    except (OSError, MemoryError) as error:
-        if debug:
-            raise
-        _complain(str(error) or "out of memory")
-        return LlmcError.exit_code
+        message, code = explained
+        _complain(message)
+        return code
     return 0
+
+
+def _explain(error: Exception) -> tuple[str, int] | None:
+    """The message for a user and the exit code; None for a mistake of llmc's own, which deserves its traceback."""
+    if isinstance(error, LlmcError):
+        return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("llmc"):
+        hint = "pip install 'llmc[compile]' installs the compiler"
+        return f"this needs the module {error.name}, which is not installed\n  hint: {hint}", LlmcError.exit_code
+    if isinstance(error, (OSError, MemoryError)):
+        return str(error) or "out of memory", LlmcError.exit_code
+    return None
 
 
 def _complain(message: str) -> None:
