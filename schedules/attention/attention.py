@@ -34,7 +34,7 @@ class Attention(Template):
     def space(self, workload: AttentionWorkload, target: Target) -> Space:
         def valid(config: Config) -> bool:
             BQ, MR, NR = (int(config[k]) for k in ("BQ", "MR", "NR"))
-            return BQ % MR == 0 and BLOCK % (NR * target.lanes) == 0 and MR * NR + NR < target.vector_registers
+            return BQ % MR == 0 and BLOCK % (NR * target.lanes) == 0 and target.vector_registers > MR * NR + NR
 
         knobs = {
             "BQ": (24, 32, 48, 64, 72, 96, 128),

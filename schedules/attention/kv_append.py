@@ -14,7 +14,7 @@ import numpy as np
 from llmc.schedules.attention import reference
 from llmc.schedules.attention.layout import BLOCK, distribute, parameters, span, vectors
 from llmc.schedules.attention.workloads import KVAppendWorkload
-from llmc.schedules.base import Arg, Arrays, Config, Space, Template, Work, Workload
+from llmc.schedules.base import Arrays, Config, Space, Template, Work, Workload
 from llmc.targets.base import Target
 from llmc.targets.intrinsics import Simd
 from llmc.tvm_shim import IRBuilder, T
@@ -72,14 +72,11 @@ class _Kernel:
                 self.S = S
                 self.past = symbols["P"] if w.past else T.int64(0)
                 self.blocks = symbols["CB" if w.in_place else "blocks"]
-                kp = self.buffers["kp"]
-                size = B * w.n_kv_heads * self.blocks * w.head_dim * BLOCK
-                self.keys = T.decl_buffer((size,), "float32", data=kp.data)
                 if w.rope:
-                    distribute(B * S, B * S <= serial_tokens, self.queries)
+                    distribute(B * S, serial_tokens >= B * S, self.queries)
                 # S consecutive tokens touch at most so many blocks, wherever they start.
                 self.touched = (S + BLOCK - 2) // BLOCK + 1 if w.in_place else self.blocks
-                few = B * (self.past + S) <= serial_tokens
+                few = serial_tokens >= B * (self.past + S)
                 distribute(B * w.n_kv_heads * self.touched, few, self.block)
         return ib.get()
 
@@ -101,67 +98,58 @@ class _Kernel:
     def block(self, task: Any) -> None:
         """Fill the columns of one block of one key head, and the same rows of v."""
         w, D = self.w, self.w.head_dim
-        b, rest = T.bind(task // (w.n_kv_heads * self.touched)), T.bind(task % (w.n_kv_heads * self.touched))
-        kv = T.bind(rest // self.touched)
+        per_batch = w.n_kv_heads * self.touched
+        b, kv, i = T.bind(task // per_batch), T.bind(task // self.touched % w.n_kv_heads), T.bind(task % self.touched)
+        # Positions of the new tokens: start .. end-1; of the block: low .. high-1.
         start = T.bind(self.buffers["kv_len"][b] - self.S) if w.in_place else self.past
-        if w.in_place:
-            at = T.bind(T.max(start, T.int64(0)) // BLOCK + rest % self.touched)
-        else:
-            at = T.bind(rest % self.touched)
+        end = T.bind(start + self.S)
+        at = T.bind(T.max(start, T.int64(0)) // BLOCK + i if w.in_place else i)
         low, high = T.bind(at * BLOCK), T.bind(T.min(at + 1, self.blocks) * BLOCK)
-        row = T.bind((b * w.n_kv_heads + kv) * self.blocks + at)
-
-        def column(position: Any) -> Store:
-            def store(c: Any, n: int, stride: int, x: Any) -> None:
-                first = (row * D + c) * BLOCK + position - low
-                T.buffer_store(self.keys, x, [span(first, n, stride * BLOCK)])
-
-            return store
-
+        rows = T.alloc_buffer((BLOCK, D), "float32")
         if w.past:
-            with T.serial(0, T.max(T.min(high, self.past) - low, T.int64(0))) as i:
-                self.copy_past(b, kv, low + i, column(low + i))
+            with T.serial(0, T.max(T.min(high, self.past) - low, T.int64(0))) as p:
+                self.copy_past(b, kv, low + p, rows, p)
         first = T.bind(T.max(T.max(low, start), T.int64(0)))
-        with T.serial(0, T.max(T.min(high, start + self.S) - first, T.int64(0))) as i:
-            self.append(b, kv, T.bind(first + i), T.bind(first + i - start), column(first + i))
+        with T.serial(0, T.max(T.min(high, end) - first, T.int64(0))) as p:
+            self.append(b, kv, first + p, first + p - start, rows, first + p - low)
         if not w.in_place:
-            empty = T.bind(T.max(low, start + self.S))
-            with T.serial(0, T.max(high - empty, T.int64(0))) as i:
-                for n, c in self.cover(D):
-                    zero = T.float32(0) if n == 1 else T.broadcast(T.float32(0), n)
-                    column(empty + i)(c, n, 1, zero)
+            with T.serial(0, T.max(high - T.max(low, end), T.int64(0))) as p, T.serial(0, D) as d:
+                T.buffer_store(rows, T.float32(0), [BLOCK - 1 - p, d])
+        left = T.bind(first - low if w.in_place else T.int64(0))
+        right = T.bind(T.min(high, end) - low if w.in_place else T.int64(BLOCK))
+        with T.serial(0, D) as d, T.serial(0, T.max(right - left, T.int64(0))) as p:
+            T.buffer_store(self.buffers["kp"], rows[left + p, d], [b, kv, at, d, left + p])
 
-    def copy_past(self, b: Any, kv: Any, position: Any, store: Store) -> None:
+    def copy_past(self, b: Any, kv: Any, position: Any, rows: Any, row: Any) -> None:
         for n, c in self.cover(self.w.head_dim):
-            key = T.bind(self.buffers["past_k"][b, kv, position, span(c, n)])
-            store(c, n, 1, key)
+            key, value = (self.buffers[name][b, kv, position, span(c, n)] for name in ("past_k", "past_v"))
+            T.buffer_store(rows, key, [row, span(c, n)])
+            T.buffer_store(self.buffers["v"], value, [b, kv, position, span(c, n)])
             if self.w.present:
                 T.buffer_store(self.buffers["present_k"], key, [b, kv, position, span(c, n)])
-            value = self.buffers["past_v"][b, kv, position, span(c, n)]
-            T.buffer_store(self.buffers["v"], value, [b, kv, position, span(c, n)])
 
-    def append(self, b: Any, kv: Any, position: Any, s: Any, store_key: Store) -> None:
-        """Put token `s` at `position`."""
+    def append(self, b: Any, kv: Any, position: Any, s: Any, rows: Any, row: Any) -> None:
+        """Put token `s` at `position`: its value into v, its rotated key into `row` of the block's rows."""
         w, D = self.w, self.w.head_dim
         H, KV = w.n_heads, w.n_kv_heads
-        (k, k_at), (v, v_at) = (
-            ((self.buffers["qkv"], H * D), (self.buffers["qkv"], (H + KV) * D))
-            if w.packed_qkv
-            else ((self.buffers["k_in"], 0), (self.buffers["v_in"], 0))
-        )
+        if w.packed_qkv:
+            k = v = self.buffers["qkv"]
+            k_at, v_at = (H + kv) * D, (H + KV + kv) * D
+        else:
+            k, v = self.buffers["k_in"], self.buffers["v_in"]
+            k_at = v_at = kv * D
 
         def load(c: Any, n: int, stride: int) -> Any:
-            return k[b, s, span(k_at + kv * D + c, n, stride)]
+            return k[b, s, span(k_at + c, n, stride)]
 
         def store(c: Any, n: int, stride: int, x: Any) -> None:
-            x = T.bind(x)
-            store_key(c, n, stride, x)
-            if w.present:
-                T.buffer_store(self.buffers["present_k"], x, [b, kv, position, span(c, n, stride)])
+            T.buffer_store(rows, x, [row, span(c, n, stride)])
 
         self.rotated(b, s, load, store)
         for n, c in self.cover(D):
-            T.buffer_store(self.buffers["v"], v[b, s, span(v_at + kv * D + c, n)], [b, kv, position, span(c, n)])
+            T.buffer_store(self.buffers["v"], v[b, s, span(v_at + c, n)], [b, kv, position, span(c, n)])
+            if w.present:
+                T.buffer_store(self.buffers["present_k"], rows[row, span(c, n)], [b, kv, position, span(c, n)])
 
     def rotated(self, b: Any, s: Any, load: Load, store: Store) -> None:
         """Move one head, its leading dimensions rotated by the angles of token `s`."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llmc.schedules.attention.flash import Call, Flash
 from llmc.tvm_shim import T
 
