@@ -57,5 +57,6 @@ __all__ = [
     "tirx",
     "topi",
     "tvm",
+    "tvm_ffi",
     "with_root_block",
 ]
