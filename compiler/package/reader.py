@@ -67,9 +67,9 @@ def open_artifact(path: str | Path) -> Artifact:
     """
     where = str(path)
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+            raise ArtifactError("is not a file", where=where)
         with open(path, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ArtifactError("is not a file", where=where)
             entries, manifest_crc = _directory(file, where)
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
