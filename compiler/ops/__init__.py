@@ -6,7 +6,7 @@ A rule takes a `Context` and returns a Relax expression, or a tuple of them wher
 
 from __future__ import annotations
 
-from llmc.ops import contrib, elementwise, fused, gather, matmul, nn, quant, reduce, shape
+from llmc.ops import contrib, conv, elementwise, fused, gather, matmul, nn, quant, reduce, resize, shape
 from llmc.ops.context import Rule
 
 _STANDARD = {
@@ -17,6 +17,8 @@ _STANDARD = {
     **matmul.RULES,
     **nn.RULES,
     **quant.RULES,
+    **conv.RULES,
+    **resize.RULES,
 }
 
 RULES: dict[tuple[str, str], Rule] = {
