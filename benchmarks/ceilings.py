@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,19 @@ def least(call: Callable[[], Any], seconds: float = 0.5) -> float:
         best = min(best, time.perf_counter() - start)
         calls += 1
     return best
+
+
+def least_each(calls: Sequence[Callable[[], Any]], seconds: float = 0.5) -> float:
+    """Mean over `calls` of each one's least wall time, taken in turns for `seconds`: a round of cold calls of which
+    each found its quiet moment."""
+    best, end, rounds = np.full(len(calls), np.inf), time.perf_counter() + seconds, 0
+    while rounds < 4 or time.perf_counter() < end:
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            best[i] = min(best[i], time.perf_counter() - start)
+        rounds += 1
+    return float(best.mean())
 
 
 @cache
@@ -63,10 +76,10 @@ def peak(target: Target, kind: str) -> float:
 
 
 @cache
-def read_bandwidth(target: Target, megabytes: int = 512) -> float:
-    """Bytes a second of a plain read of memory much larger than the cache, all threads."""
+def read_bandwidth(target: Target, pieces: int = 64) -> float:
+    """Bytes a second of a plain read of pieces of 8 MiB, together much larger than the cache, all threads."""
     simd, R = Simd(target), target.lanes
-    rows, cols = (megabytes << 20) // (1024 * 4 * R), 1024
+    rows, cols = (8 << 20) // (1024 * 4 * R), 1024
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         T.func_name("read")
         T.func_attr({"tirx.noalias": True})
@@ -81,5 +94,6 @@ def read_bandwidth(target: Target, megabytes: int = 512) -> float:
                     a.v = T.bitwise_or(a.v, data[r, c * 4 + j, simd.span(0)])
             T.buffer_store(out, acc[0].v + acc[1].v + acc[2].v + acc[3].v, [r, simd.span(0)])
     kernel = compile_kernel(ib.get(), target)
-    arrays = [tvm.runtime.tensor(np.ones(shape, "int32")) for shape in ((rows, cols, R), (rows, R))]
-    return rows * cols * 4 * R / least(lambda: kernel(*arrays), 1.0)
+    sink = tvm.runtime.tensor(np.ones((rows, R), "int32"))
+    arrays = [tvm.runtime.tensor(np.ones((rows, cols, R), "int32")) for _ in range(pieces)]
+    return rows * cols * 4 * R / least_each([partial(kernel, array, sink) for array in arrays], 1.5)

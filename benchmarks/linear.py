@@ -5,17 +5,18 @@
     python benchmarks/linear.py --set MR=7 --set skinny=6         another configuration
 
 Each call reads another copy of the weights, all copies together larger than the caches, as the layers of a model do.
-The time is the least mean over a round of copies, less what an empty call costs.
+The time is the mean over the copies of each one's least, less what an empty call costs.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from ceilings import compile_kernel, least, peak, read_bandwidth
+from ceilings import compile_kernel, least, least_each, peak, read_bandwidth
 
 from llmc.schedules.formats import QuantizedWeight
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
@@ -78,12 +79,8 @@ def measure(case: Case, target: Target, rows: list[int], knobs: dict[str, int], 
     for M in rows:
         inputs = [tensor(rng.standard_normal((M, arg.shape[1]), "float32")) for arg in w.inputs()]
         y = tensor(np.zeros((M, w.columns), "float32"))
-
-        def round_of_copies(inputs: list[Any] = inputs, y: Any = y) -> None:
-            for planes in weights:
-                kernel(*inputs, *planes, y)
-
-        times[M] = least(round_of_copies, seconds) / copies - overhead
+        calls = [partial(kernel, *inputs, *planes, y) for planes in weights]
+        times[M] = least_each(calls, seconds) - overhead
     return times
 
 

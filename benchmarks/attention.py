@@ -1,0 +1,119 @@
+"""Speed of attention, prefill and decode, against this machine's measured ceilings.
+
+    python benchmarks/attention.py                                   x86-avx512, all cases
+    python benchmarks/attention.py --case smollm2 --lengths 128,512  one model's heads, some lengths
+    python benchmarks/attention.py --set BQ=64 --set MR=4            another configuration
+
+Prefill is judged by useful operations (masked ones do not count) against the FMA peak; decode, of one token, by keys
+and values read against the memory's read bandwidth, with copies of the cache larger than the caches of the CPU, as
+the layers of a model have. Times are the least of many calls, less what an empty call costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+from ceilings import compile_kernel, least, peak, read_bandwidth
+
+from llmc.schedules.attention.attention import ATTENTION
+from llmc.schedules.attention.kv_append import KV_APPEND
+from llmc.schedules.attention.layout import BLOCK
+from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
+from llmc.targets.base import Target
+from llmc.targets.x86 import TARGETS
+from llmc.tvm_shim import IRBuilder, T, tvm
+
+COLD_BYTES = 128 << 20  # of keys and values read between two uses of the same copy
+
+CASES = {
+    "smollm2": AttentionWorkload(9, 3, 64, 64**-0.5),
+    "llama": AttentionWorkload(32, 8, 128, 128**-0.5),
+    "minilm": AttentionWorkload(12, 12, 32, 32**-0.5, causal=False, key_bias=True),
+}
+
+tensor = tvm.runtime.tensor
+
+
+def arrays(w: AttentionWorkload, S: int, length: int, rng: np.random.Generator) -> list[Any]:
+    """The kernel's arguments for one sequence."""
+    blocks = -(-length // BLOCK)
+    dims = {"B": 1, "S": S, "CB": blocks, "C": length, "T": length}
+    values = {"kv_len": np.array([length])}
+    for arg in (*w.inputs(), *w.outputs()):
+        if arg.name != "kv_len":
+            shape = [dims[d] if isinstance(d, str) else d for d in arg.shape]
+            values[arg.name] = rng.standard_normal(shape, dtype=np.float32)
+    return [tensor(values[arg.name]) for arg in (*w.inputs(), *w.outputs())]
+
+
+def empty_call(arguments: int, target: Target) -> float:
+    """Seconds that calling a kernel of so many arguments costs."""
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        T.func_name("empty")
+        first, *_ = [T.arg(f"a{i}", T.Buffer((16,), "float32")) for i in range(arguments)]
+        T.buffer_store(first, T.float32(0), [0])
+    kernel, args = compile_kernel(ib.get(), target), [tensor(np.zeros(16, "float32")) for _ in range(arguments)]
+    return least(lambda: [kernel(*args) for _ in range(100)], 0.1) / 100
+
+
+def append_time(w: AttentionWorkload, target: Target, S: int, seconds: float) -> float:
+    """Seconds of the append in place of S tokens that goes before attention."""
+    append = KVAppendWorkload(w.n_heads, w.n_kv_heads, w.head_dim, rope=w.causal, in_place=True)
+    kernel = compile_kernel(KV_APPEND.build(append, target, KV_APPEND.default(append, target)), target)
+    blocks = -(-S // BLOCK)
+    dims = {"B": 1, "S": S, "CB": blocks, "C": blocks * BLOCK}
+    args = [
+        tensor(
+            np.array([S]) if a.name == "kv_len" else np.ones([dims.get(d, d) for d in a.shape], "float32")  # type: ignore[call-overload]
+        )
+        for a in (*append.inputs(), *append.outputs())
+    ]
+    return least(lambda: kernel(*args), seconds) - empty_call(len(args), target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="x86-avx512", choices=TARGETS)
+    parser.add_argument("--case", default=",".join(CASES))
+    parser.add_argument("--lengths", default="128,512,2048", help="of prefill")
+    parser.add_argument("--contexts", default="128,512,2048,8192", help="of decode; empty for none")
+    parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", dest="knobs")
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each figure")
+    args = parser.parse_args()
+    target, rng = TARGETS[args.target], np.random.default_rng(0)
+    knobs = {k: int(v) for k, v in (knob.split("=") for knob in args.knobs)}
+    flops, bandwidth = peak(target, "fma"), read_bandwidth(target)
+    print(f"{tvm.runtime.num_threads()} threads; read {bandwidth / 1e9:.1f} GB/s, FMA peak {flops / 1e9:.0f} GFLOP/s")
+    for name in args.case.split(","):
+        w = CASES[name]
+        config = ATTENTION.default(w, target) | knobs
+        if config not in ATTENTION.space(w, target):
+            raise SystemExit(f"{config} is not in the space of {name}")
+        kernel = compile_kernel(ATTENTION.build(w, target, config), target)
+        overhead = empty_call(len(w.inputs()) + 1, target)
+        for S in map(int, filter(None, args.lengths.split(","))):
+            call = arrays(w, S, S, rng)
+            seconds = least(lambda call=call: kernel(*call), args.seconds) - overhead
+            rate = ATTENTION.work(w, {"B": 1, "S": S, "CB": -(-S // BLOCK), "C": S, "T": S}).ops / seconds
+            append = append_time(w, target, S, args.seconds / 4)
+            print(
+                f"{name:8} prefill {S:5}  {seconds * 1e6:9.1f} us  {rate / 1e9:6.1f} GFLOP/s {rate / flops:4.0%}"
+                f"   append {append * 1e6:7.1f} us",
+                flush=True,
+            )
+        for context in map(int, filter(None, args.contexts.split(","))) if w.causal else ():
+            size = 2 * 4 * w.n_kv_heads * context * w.head_dim
+            copies = [arrays(w, 1, context, rng) for _ in range(1 + COLD_BYTES // size if size < COLD_BYTES else 1)]
+            hot = least(lambda copies=copies: kernel(*copies[0]), args.seconds / 4) - overhead
+            cold = least(lambda copies=copies: [kernel(*c) for c in copies], args.seconds) / len(copies) - overhead
+            print(
+                f"{name:8} decode {context:6}  {cold * 1e6:9.1f} us  {size / cold / 1e9:6.1f} GB/s "
+                f"{size / cold / bandwidth:4.0%}   in cache {hot * 1e6:7.1f} us",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
