@@ -51,7 +51,7 @@ class Quantizer:
         R, (full, rest) = self.simd.lanes, self._split()
         plane = M, _round_up(full, R) + (R if rest else 0)  # the last group's registers start anywhere
         return Quantized(
-            q=T.alloc_buffer((M, full * self.group + (_round_up(self.group, R) if rest else 0)), "int8"),
+            q=T.alloc_buffer((M, _odd_lines(full * self.group + (_round_up(self.group, R) if rest else 0))), "int8"),
             scale=T.alloc_buffer(plane, "float32"),
             start=T.alloc_buffer(plane, "int32") if self.offset else None,
             total=T.alloc_buffer(plane, "float32") if self.totals else None,
@@ -139,6 +139,11 @@ class Quantizer:
 
 def _round_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
+
+
+def _odd_lines(size: int) -> int:
+    """At least `size` bytes, as an odd number of cache lines: rows at such a distance never share a cache set."""
+    return _round_up(size, 128) + (64 if size % 128 == 0 or size % 128 > 64 else -64)
 
 
 def _repeat(count: int, body: Callable[[Any], None]) -> None:

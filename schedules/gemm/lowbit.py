@@ -113,7 +113,7 @@ class LowBitLinear(Template):
     [blocks, lanes], in the order of the weight's rows).
 
     Knobs: rows M up to `skinny` take one pass over the packed weights with `blocks` row blocks in flight, prefetched
-    `ahead` bytes before their use (0: left to the hardware). More rows use register blocks of MR rows by NV row
+    `ahead_one` (M = 1) or `ahead_many` bytes before their use (0: left to the hardware). More rows use register blocks of MR rows by NV row
     blocks, and threads share a panel's rows in spans of about `task_rows`. KU unrolls k: in quads of four for a8, in
     single steps of the expanded panel for a32.
     """
@@ -152,7 +152,8 @@ class LowBitLinear(Template):
                 "KU": (4, 8, 16),
                 "blocks": (1, 2, 4),
                 "skinny": (4, 6, 8),
-                "ahead": (0, 1024, 2048, 4096),
+                "ahead_one": (0, 1024, 2048, 4096),
+                "ahead_many": (0, 1024, 2048, 4096),
                 "task_rows": (48, 96, 192),
             },
             valid,
@@ -167,7 +168,8 @@ class LowBitLinear(Template):
             "KU": 8,
             "blocks": 1,
             "skinny": 8 if wide else 4,
-            "ahead": 0,
+            "ahead_one": 0,
+            "ahead_many": 4096,
             "task_rows": 96,
         }
 

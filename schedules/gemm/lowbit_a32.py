@@ -27,7 +27,7 @@ class Float32Kernel(LowBitKernel):
         def line(g: Any, i: Any, count: int) -> None:
             """The first `count` k of line i of group g."""
             for v, block in enumerate(blocks):
-                self.prefetch(block, g, i)
+                self.prefetch_line(block, g, i, self.ahead(rows))
                 packed, scale, shift = self.line(block, g, i), self.scales(block, g), self._shift(block, g)
                 for j in range(count):
                     weight = T.bind(self.simd.fma(self._code(packed, j), scale, shift))

@@ -48,13 +48,16 @@ class Int8Kernel(LowBitKernel):
 
     def stream(self, x: Quantized, rows: int, blocks: list[Any]) -> Block:
         def codes(g: Any, first: Any, count: int) -> list[Callable[[int], Any]]:
-            per, line = self.layout.codes_per_byte, T.bind(first // self.layout.codes_per_byte)
+            per, line, ahead = self.layout.codes_per_byte, T.bind(first // self.layout.codes_per_byte), self.ahead(rows)
+            if isinstance(first, int) and first == 0:
+                for block in blocks:
+                    self.prefetch_planes(block, g, ahead)
             packed: dict[tuple[int, int], Any] = {}
 
             def code(t: int, v: int) -> Any:
                 at = v, t // per
                 if at not in packed:
-                    self.prefetch(blocks[v], g, line + t // per)
+                    self.prefetch_line(blocks[v], g, line + t // per, ahead)
                     packed[at] = self.line(blocks[v], g, line + t // per)
                 return self._code(packed[at], t % per)
 
@@ -71,6 +74,7 @@ class Int8Kernel(LowBitKernel):
         scratch = T.alloc_buffer((layout.groups, layout.group // 4, len(blocks), width), "uint8")
         with T.serial(0, layout.groups) as g, T.serial(0, layout.lines) as i:
             for v, block in enumerate(blocks):
+                self.prefetch_line(block, g, i, self.ahead_many)
                 line = self.line(block, g, i)
                 for p in range(per):
                     T.buffer_store(scratch, self._code(line, p), [g, i * per + p, v, self.simd.span(0, width)])

@@ -34,7 +34,8 @@ class LowBitKernel(ABC):
         self.layout = workload.layout(target.lanes)
         self.MR, self.NV, self.KU = int(config["MR"]), int(config["NV"]), int(config["KU"])
         self.flight, self.skinny = int(config["blocks"]), int(config["skinny"])
-        self.ahead, self.task_rows = int(config["ahead"]), int(config["task_rows"])
+        self.ahead_one, self.ahead_many = int(config["ahead_one"]), int(config["ahead_many"])
+        self.task_rows = int(config["task_rows"])
 
     # -- what the compute type decides ---------------------------------------------------------------------------
     @abstractmethod
@@ -125,9 +126,19 @@ class LowBitKernel(ABC):
     def line(self, block: Any, g: Any, line: Any) -> Any:
         return T.bind(self.q[block, g, line, self.simd.span(0, 4 * self.simd.lanes)])
 
-    def prefetch(self, block: Any, g: Any, line: Any) -> None:
-        if self.ahead:
-            self.simd.prefetch(self.q[block, g, line, self.ahead])
+    def ahead(self, rows: int) -> int:
+        """How many bytes before its use a code is asked for. One row leaves the core time to run ahead by itself."""
+        return self.ahead_one if rows == 1 else self.ahead_many
+
+    def prefetch_line(self, block: Any, g: Any, line: Any, ahead: int) -> None:
+        if ahead:
+            self.simd.prefetch(self.q[block, g, line, ahead])
+
+    def prefetch_planes(self, block: Any, g: Any, ahead: int) -> None:
+        """Scales and zero points of the group whose codes are `ahead` bytes away."""
+        for plane in (self.scale, self.zero):
+            if ahead and plane is not None:
+                self.simd.prefetch(plane[block, g, ahead // (4 * self.layout.lines)])
 
     # -- epilogue -------------------------------------------------------------------------------------------------
     def _finish(self, acc: Block, first_row: Any, first_block: Any) -> None:
