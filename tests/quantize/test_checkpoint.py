@@ -1,0 +1,148 @@
+"""Weights that arrive quantised are kept: what llmc holds, multiplied in float, is what onnxruntime computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from llmc.graph import Graph
+from llmc.importer import import_model
+from llmc.quantize import quantize
+from llmc.schedules.formats import QuantizedWeight
+from tests.graphs import F32, MS, Builder
+
+N, K = 24, 96
+
+
+def start(rank: int = 2) -> tuple[Builder, np.ndarray]:
+    g = Builder()
+    g.input("x", F32, ["m", K] if rank == 2 else ["b", "m", K])
+    g.output("y", F32, ["m", N] if rank == 2 else ["b", "m", N])
+    return g, np.random.default_rng(1).standard_normal((5, K)).astype(np.float32)
+
+
+def check(path: Path, x: np.ndarray, tolerance: float = 1e-5) -> QuantizedWeight:
+    """The one linear layer in the imported model, after its float product was compared with onnxruntime's result."""
+    graph = quantize(import_model(path), None)
+    layer = only_linear(graph)
+    weight = graph.constants[layer.inputs[1]]
+    assert isinstance(weight, QuantizedWeight)
+    y = x @ weight.dequantize().T
+    if layer.inputs[2]:
+        y = y + np.asarray(graph.constants[layer.inputs[2]])
+    expected = session(path).run(None, {"x": x})[0]
+    np.testing.assert_allclose(y, expected, atol=tolerance * np.abs(expected).max())
+    return weight
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    """onnxruntime without its rewrites: it would replace DequantizeLinear and MatMul by a product with int8 inputs."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(path, options)
+
+
+def only_linear(graph: Graph):  # type: ignore[no-untyped-def]
+    assert [n.op for n in graph.nodes if n.op != "Clip"] == ["Linear"], str(graph)
+    return next(n for n in graph.nodes if n.op == "Linear")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zero", ["none", "packed", "float"])
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_matmul_nbits(tmp_path: Path, bits: int, zero: str, block: int) -> None:
+    if bits == 8 and zero == "float":
+        pytest.skip("onnxruntime takes float zero points for 4 bits only")
+    rng, (g, x) = np.random.default_rng(bits), start()
+    blocks = -(-K // block)
+    codes = rng.integers(0, 256, (N, blocks, block * bits // 8), dtype=np.uint8)
+    inputs = ["x", g.const("codes", codes), g.const("scales", rng.random((N, blocks)) + 0.1, np.float32)]
+    if zero == "packed":
+        inputs.append(g.const("zeros", rng.integers(0, 256, (N, -(-blocks * bits // 8)), dtype=np.uint8)))
+    elif zero == "float":
+        inputs.append(g.const("zeros", rng.random((N, blocks)) * 15, np.float32))
+    g.op("MatMulNBits", inputs, "y", domain=MS, N=N, K=K, bits=bits, block_size=block)
+    weight = check(g.save(tmp_path / "m.onnx", 17), x)
+    assert weight.bits == bits and weight.group_size == block
+    assert weight.symmetric == (zero == "none")
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize("axis", ["tensor", "column"])
+def test_qdq_weight(tmp_path: Path, dtype: type, axis: str) -> None:
+    rng, (g, x) = np.random.default_rng(3), start()
+    low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    codes = g.const("codes", rng.integers(low, high, (K, N), dtype=dtype))
+    size = N if axis == "column" else 1
+    scale = g.const("scale", (rng.random(size) + 0.1)[0] if size == 1 else rng.random(size) + 0.1, np.float32)
+    zeros = rng.integers(low // 4, high // 4 + 1, size, dtype=dtype)
+    zero = g.const("zero", zeros[0] if size == 1 else zeros)
+    w = g.op("DequantizeLinear", [codes, scale, zero], "w", axis=1)
+    mm = g.op("MatMul", ["x", w], "mm")
+    g.op("Add", [mm, g.const("bias", rng.standard_normal(N), np.float32)], "y")
+    assert check(g.save(tmp_path / "m.onnx", 17), x).group_size == K
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_blockwise_dequantize(tmp_path: Path, transposed: bool) -> None:
+    """Opset 21: a scale for every 32 values along K, weight stored [K, N] or [N, K]."""
+    rng, (g, x) = np.random.default_rng(4), start()
+    codes = rng.integers(-128, 128, (N, K), dtype=np.int8)
+    scale = (rng.random((N, K // 32)) + 0.1).astype(np.float32)
+    if transposed:
+        w = g.op("DequantizeLinear", [g.const("c", codes), g.const("s", scale)], "w", axis=1, block_size=32)
+        w = g.op("Transpose", [w], "wt", perm=[1, 0])
+    else:
+        inputs = [g.const("c", np.ascontiguousarray(codes.T)), g.const("s", np.ascontiguousarray(scale.T))]
+        w = g.op("DequantizeLinear", inputs, "w", axis=0, block_size=32)
+    g.op("MatMul", ["x", w], "y")
+    weight = check(g.save(tmp_path / "m.onnx", 21), x)
+    assert weight.group_size == 32
+    np.testing.assert_array_equal(weight.q.astype(int) - 128, codes)
+
+
+def test_qdq_activation_keeps_its_clip(tmp_path: Path) -> None:
+    """A pair that saturates is a clip of the model's: it must survive, its rounding need not."""
+    rng, (g, x) = np.random.default_rng(5), start()
+    scale, zero = g.const("xs", 0.01, np.float32), g.const("xz", 0, np.int8)
+    pair = g.op("DequantizeLinear", [g.op("QuantizeLinear", ["x", scale, zero], "xq"), scale, zero], "xdq")
+    codes = g.const("codes", rng.integers(-127, 128, (K, N), dtype=np.int8))
+    w = g.op("DequantizeLinear", [codes, g.const("ws", 0.02, np.float32), g.const("wz", 0, np.int8)], "w")
+    g.op("MatMul", [pair, w], "y")
+    path = g.save(tmp_path / "m.onnx", 17)
+    graph = quantize(import_model(path), None)
+    layer = only_linear(graph)
+    assert layer.attrs["activations"] == "a8"
+    clipped = np.clip(x, -1.28, 1.27)
+    assert np.abs(x).max() > 1.3, "the test must reach the clip"
+    y = clipped @ graph.constants[layer.inputs[1]].dequantize().T
+    expected = session(path).run(None, {"x": x})[0]
+    assert np.abs(y - expected).max() < 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("per_column", [False, True])
+def test_dynamic_quantize(tmp_path: Path, per_column: bool) -> None:
+    rng, (g, x) = np.random.default_rng(6), start()
+    codes = g.const("codes", rng.integers(-127, 128, (K, N), dtype=np.int8))
+    scale = g.const("ws", rng.random(N) + 0.1 if per_column else np.array(0.3), np.float32)
+    g.op("DynamicQuantizeLinear", ["x"], "xq", outputs=["xq", "xs", "xz"])
+    product = g.op("MatMulInteger", ["xq", codes, "xz", g.const("wz", 0, np.int8)], "mmi")
+    factor = g.op("Mul", ["xs", scale], "factor")
+    g.op("Mul", [g.op("Cast", [product], "cast", to=1), factor], "y")
+    weight = check(g.save(tmp_path / "m.onnx", 17), x, tolerance=0.02)
+    assert weight.bits == 8 and weight.symmetric
+
+
+def test_embedding_of_codes(tmp_path: Path) -> None:
+    rng, g = np.random.default_rng(7), Builder()
+    g.input("ids", 7, ["n"])
+    g.output("y", F32, ["n", 32])
+    codes = g.const("codes", rng.integers(-128, 128, (50, 32), dtype=np.int8))
+    table = g.op("DequantizeLinear", [codes, g.const("s", rng.random(50) + 0.1, np.float32)], "t", axis=0)
+    g.op("Gather", [table, "ids"], "y")
+    graph = quantize(import_model(g.save(tmp_path / "m.onnx", 17)), None)
+    assert [n.op for n in graph.nodes] == ["Embedding"]
+    assert isinstance(graph.constants[graph.nodes[0].inputs[0]], QuantizedWeight)

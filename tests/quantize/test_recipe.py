@@ -1,0 +1,73 @@
+"""Round to nearest, and which format each weight gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmc.errors import OptionError
+from llmc.graph import Graph
+from llmc.importer import import_model
+from llmc.quantize import quantize
+from llmc.quantize.formats import FORMATS, resolve_format
+from llmc.quantize.rtn import round_to_nearest
+from llmc.schedules.formats import QuantizedWeight
+from tests.graphs import Decoder, Shape
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 130),
+    st.sampled_from([4, 8]),
+    st.sampled_from([0, 32, 64]),
+    st.integers(0, 2**32 - 1),
+)
+def test_error_is_at_most_half_a_step(N: int, K: int, bits: int, group: int, seed: int) -> None:
+    weight = np.random.default_rng(seed).standard_normal((N, K)).astype(np.float32)
+    weight[0, :] *= 0  # a group of zeros must stay zeros
+    rounded = round_to_nearest(weight, bits, group)
+    step = np.abs(np.repeat(rounded.scale, rounded.group_size, axis=1)[:, :K])
+    error = np.abs(rounded.dequantize() - weight)
+    # 4 bits: the code +8 does not exist, so the value opposite to the largest one may be a whole step away.
+    assert np.all(error <= step * (1.0 if bits == 4 else 0.5) * 1.001 + 1e-7)
+    assert np.all(rounded.dequantize()[0] == 0)
+    assert rounded.q.max(initial=0) < 2**bits
+
+
+def test_largest_value_is_exact_in_four_bits() -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    rounded = round_to_nearest(weight, 4, 32)
+    largest = np.abs(weight).reshape(8, 2, 32).argmax(-1)
+    groups = rounded.dequantize().reshape(8, 2, 32)
+    picked = np.take_along_axis(groups, largest[..., None], -1)
+    expected = np.take_along_axis(weight.reshape(8, 2, 32), largest[..., None], -1)
+    np.testing.assert_allclose(picked, expected, rtol=1e-6)
+
+
+def weights(graph: Graph) -> dict[str, QuantizedWeight]:
+    return {k: v for k, v in graph.constants.items() if isinstance(v, QuantizedWeight)}
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_the_output_layer_stays_eight_bit(tmp_path: Path, name: str) -> None:
+    path = Decoder(Shape(hidden=64, inner=128, vocab=300)).plain(tmp_path / "m.onnx")
+    format = resolve_format(name)
+    assert format is not None
+    graph = quantize(import_model(path), format)
+    head = next(n for n in graph.nodes if n.outputs[0] == "logits")
+    assert graph.constants[head.inputs[1]].bits == 8
+    lookup = next(n for n in graph.nodes if n.op == "Embedding")
+    assert lookup.inputs[0] == head.inputs[1], "a tied table is stored once"
+    others = [w for k, w in weights(graph).items() if k != head.inputs[1]]
+    assert others and all(w.bits == format.bits for w in others)
+    assert all(w.group_size == (format.group_size or w.K) for w in others)
+
+
+def test_unknown_format_lists_the_known_ones() -> None:
+    with pytest.raises(OptionError, match="w4a8-g32"):
+        resolve_format("w5a5")
