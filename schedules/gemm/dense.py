@@ -7,13 +7,15 @@ it (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 
 
 Every (panel, block of MR rows) is one iteration of one parallel loop, panels outermost: threads get equal numbers of
 blocks whatever M and N are, and a thread stays with its panel. The last block has the rows that are left: there is a
-body for each count from 1 to MR.
+body for each count from 1 to MR. Where K is so long that a panel would not stay in the cache, an iteration takes
+several blocks and goes over them once for each slice of k, keeping their sums in a scratch buffer in between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from llmc.targets.base import Target
 from llmc.targets.intrinsics import Reg, Simd
 from llmc.tvm_shim import IRBuilder, T
 
+_BLOCKS = 8  # of rows that share a slice of a long panel: enough to pay for reading it
 _CHAINS = 8  # independent sums that keep both FMA units busy: 2 a cycle, latency 4
 
 
@@ -75,8 +78,8 @@ class DenseLinear(Template):
     bias [ceil(N/NR), NR], padded with zeros; for silu_mul each panel holds NR/2 gate rows, then the NR/2 up rows of
     the same columns.
 
-    Knobs: MR rows by NV registers is the register block, KU the unrolling of k, `ahead` how many bytes before their
-    use weights are prefetched (0: left to the hardware).
+    Knobs: MR rows by NV registers is the register block, KU the unrolling of k, KC the longest slice of k, `ahead` how
+    many bytes before their use weights are prefetched (0: left to the hardware).
     """
 
     name = "dense"
@@ -90,14 +93,17 @@ class DenseLinear(Template):
             return NV % workload.halves == 0 and target.vector_registers > MR * NV + NV
 
         rows = (3, 4, 5, 6, 7, 8, 9, 10, 12, 14)
-        return Space({"MR": rows, "NV": (1, 2, 3, 4), "KU": (4, 8), "ahead": (0, 1024, 4096, 8192)}, valid)
+        ahead = (0, 1024, 4096, 8192)
+        return Space(
+            {"MR": rows, "NV": (1, 2, 3, 4), "KU": (4, 8), "KC": (512, 1024, 2048, 4096), "ahead": ahead}, valid
+        )
 
     def default(self, workload: DenseLinearWorkload, target: Target) -> dict[str, int | str]:
         if target.vector_registers < 32:
             MR, NV = 6, 2
         else:
             MR, NV = (6, 4) if workload.halves == 2 else (8, 3)
-        return {"MR": MR, "NV": NV, "KU": 4, "ahead": 4096}
+        return {"MR": MR, "NV": NV, "KU": 4, "KC": 2048, "ahead": 4096}
 
     def prepack(
         self, weights: Mapping[str, Any], workload: DenseLinearWorkload, config: Config, target: Target
@@ -129,6 +135,16 @@ class DenseLinear(Template):
         return Work(ops=2 * M * N * K, bytes=4 * (N * K + M * K + outputs))
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a body works: its panel, its first row, the slice of k, and its first row in the scratch buffer."""
+
+    panel: Any
+    first: Any
+    slice: Any
+    slot: Any
+
+
 class _Kernel:
     """One kernel under construction: what the pieces of its body share."""
 
@@ -139,6 +155,9 @@ class _Kernel:
         self.NR = self.NV * self.simd.lanes
         self.width = self.NR // workload.halves  # columns of y that one panel makes
         self.panels = -(-workload.columns // self.width)
+        self.slices = -(-workload.K // int(config["KC"]))
+        self.steps = -(-workload.K // (self.slices * self.KU))  # of KU, in every slice but the last
+        self.blocks = 1 if self.slices == 1 else _BLOCKS  # that one iteration of the parallel loop takes
 
     def build(self) -> Any:
         w = self.workload
@@ -154,54 +173,86 @@ class _Kernel:
                 self.x = T.match_buffer(inputs["x"], (M, w.K), "float32")
                 self.residual = T.match_buffer(inputs["residual"], (M, w.columns), "float32") if w.residual else None
                 self.y = T.match_buffer(y, (M, w.columns), "float32")
-                blocks = T.bind(T.ceildiv(M, T.int64(self.MR)))
-                with T.parallel(0, blocks * self.panels) as task:
-                    panel = T.bind(T.floordiv(task, blocks))
-                    first = T.bind(T.floormod(task, blocks) * self.MR)
-                    self._dispatch(panel, first, T.bind(T.min(M - first, T.int64(self.MR))), self.MR)
+                taken = self.MR * self.blocks
+                groups = T.bind(T.ceildiv(M, T.int64(taken)))
+                with T.parallel(0, groups * self.panels) as task:
+                    panel, first = T.bind(T.floordiv(task, groups)), T.bind(T.floormod(task, groups) * taken)
+                    count = T.bind(T.min(M - first, T.int64(taken)))
+                    if self.slices == 1:
+                        self._dispatch(_Place(panel, first, 0, 0), count, self.MR)
+                    else:
+                        self._slices(panel, first, count)
         return ib.get()
 
-    def _dispatch(self, panel: Any, first: Any, count: Any, rows: int) -> None:
+    def _slices(self, panel: Any, first: Any, count: Any) -> None:
+        """y[first : first + count, one panel], a slice of k at a time."""
+        self.scratch = T.alloc_buffer((self.MR * self.blocks, self.NR), "float32")
+        with T.serial(0, self.slices) as k, T.serial(0, T.ceildiv(count, T.int64(self.MR))) as block:
+            slot = T.bind(block * self.MR)
+            place = _Place(panel, T.bind(first + slot), k, slot)
+            self._dispatch(place, T.bind(T.min(count - slot, T.int64(self.MR))), self.MR)
+
+    def _dispatch(self, place: _Place, count: Any, rows: int) -> None:
         """The body for exactly `count` rows, 1 <= count <= rows."""
         if rows == 1:
-            self._block(panel, first, 1)
+            self._block(place, 1)
             return
         with T.If(count == rows):
             with T.Then():
-                self._block(panel, first, rows)
+                self._block(place, rows)
             with T.Else():
-                self._dispatch(panel, first, count, rows - 1)
+                self._dispatch(place, count, rows - 1)
 
-    def _block(self, panel: Any, first: Any, rows: int) -> None:
-        """y[first : first + rows, one panel]."""
-        simd, NV, K = self.simd, self.NV, self.workload.K
+    def _block(self, place: _Place, rows: int) -> None:
+        """One slice of k of y[first : first + rows, one panel]."""
+        simd, NV, KU, K = self.simd, self.NV, self.KU, self.workload.K
         chains = 1
-        while chains * rows * NV < _CHAINS and chains < self.KU:
+        while chains * rows * NV < _CHAINS and chains < KU:
             chains *= 2
         acc = [[[simd.reg() for _ in range(NV)] for _ in range(rows)] for _ in range(chains)]
         for register in (r for chain in acc for row in chain for r in row):
             register.v = simd.f32(0)
+        if self.slices > 1:
+            with T.If(place.slice > 0):
+                with T.Then():
+                    for m, v in product(range(rows), range(NV)):
+                        acc[0][m][v].v = self.scratch[place.slot + m, simd.span(v * simd.lanes)]
 
         def step(k: Any, chain: list[list[Reg]]) -> None:
-            b = [T.bind(self.weight[panel, k, simd.span(v * simd.lanes)]) for v in range(NV)]
+            b = [T.bind(self.weight[place.panel, k, simd.span(v * simd.lanes)]) for v in range(NV)]
             for m in range(rows):
-                a = T.bind(simd.splat(self.x[first + m, k]))
+                a = T.bind(simd.splat(self.x[place.first + m, k]))
                 for v in range(NV):
                     chain[m][v].v = simd.fma(b[v], a, chain[m][v].v)
 
-        with T.serial(0, K // self.KU) as ko:
+        def fold() -> None:
+            for chain, m, v in product(acc[1:], range(rows), range(NV)):
+                acc[0][m][v].v = acc[0][m][v].v + chain[m][v].v
+
+        def finish() -> None:
+            for k in range(K // KU * KU, K):
+                step(k, acc[k % chains])
+            fold()
+            self._finish(place.panel, place.first, acc[0])
+
+        begin = place.slice * self.steps
+        with T.serial(0, T.min(self.steps, K // KU - begin)) as ko:
+            k = (begin + ko) * KU
             if self.ahead:
-                for byte in range(0, self.KU * self.NR * 4, 64):
-                    simd.prefetch(self.weight[panel, ko * self.KU, (self.ahead + byte) // 4])
-            for ku in range(self.KU):
-                step(ko * self.KU + ku, acc[ku % chains])
-        for k in range(K // self.KU * self.KU, K):
-            step(k, acc[k % chains])
-        for chain in acc[1:]:
-            for m in range(rows):
-                for v in range(NV):
-                    acc[0][m][v].v = acc[0][m][v].v + chain[m][v].v
-        self._finish(panel, first, acc[0])
+                for byte in range(0, KU * self.NR * 4, 64):
+                    simd.prefetch(self.weight[place.panel, k, (self.ahead + byte) // 4])
+            for ku in range(KU):
+                step(k + ku, acc[ku % chains])
+        if self.slices == 1:
+            finish()
+            return
+        with T.If(place.slice == self.slices - 1):
+            with T.Then():
+                finish()
+            with T.Else():
+                fold()
+                for m, v in product(range(rows), range(NV)):
+                    T.buffer_store(self.scratch, acc[0][m][v].v, [place.slot + m, simd.span(v * simd.lanes)])
 
     def _finish(self, panel: Any, first: Any, acc: list[list[Reg]]) -> None:
         """Bias, activation, residual, store."""

@@ -16,8 +16,10 @@ from llmc.targets.x86 import AVX2, AVX512
 from tests.schedules.kernels import X86, Kernel, compile_kernels
 
 MR = 5  # a small register block: all of its edges are few rows away
-SMALL = {"MR": MR, "NV": 2, "KU": 4, "ahead": 0}
-ROWS = [1, 2, MR - 1, MR, MR + 1, 2 * MR - 1, 23]
+SMALL = {"MR": MR, "NV": 2, "KU": 4, "KC": 4096, "ahead": 0}
+SLICED = SMALL | {"KC": 512, "ahead": 1024}
+
+ROWS = [1, 2, MR - 1, MR, MR + 1, 2 * MR - 1, 23, 8 * MR, 8 * MR + 1]
 
 
 def edges(target: Target) -> list[DenseLinearWorkload]:
@@ -31,10 +33,20 @@ def epilogues() -> list[DenseLinearWorkload]:
     return [*every, *(DenseLinearWorkload(74, 29, activation=a, residual=True) for a in ("none", "silu_mul"))]
 
 
+def sliced() -> list[DenseLinearWorkload]:
+    """K of more than one slice: in equal parts, with a last step that is not whole, with an epilogue."""
+    return [
+        DenseLinearWorkload(33, 513),
+        DenseLinearWorkload(33, 1024),
+        DenseLinearWorkload(70, 1543, activation="silu_mul", bias=True, residual=True),
+    ]
+
+
 @pytest.fixture(scope="module", params=X86)
 def kernels(request: pytest.FixtureRequest) -> list[Kernel]:
     target: Target = request.param
     cases = [(w, SMALL) for w in (*edges(target), *epilogues())]
+    cases += [(w, SLICED) for w in sliced()]
     return compile_kernels(DENSE, [*cases, (DenseLinearWorkload(131, 67, bias=True), None)], target)
 
 
@@ -43,7 +55,7 @@ def random_case(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)
     inputs = {a.name: rng.standard_normal((M, a.shape[1]), np.float32) for a in workload.inputs()}
-    weights = {"weight": rng.standard_normal((workload.N, workload.K), np.float32)}
+    weights = {"weight": rng.standard_normal((workload.N, workload.K), np.float32) / np.float32(workload.K**0.5)}
     return inputs, weights | ({"bias": rng.standard_normal(workload.N, np.float32)} if workload.bias else {})
 
 
