@@ -9,12 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, defs, helper
+from onnx import IR_VERSION, AttributeProto, FunctionProto, GraphProto, NodeProto, checker, defs, helper
 
 from llmc.errors import ModelError
 from llmc.graph import TensorType
-from llmc.importer.reader import describe, domain_of
+from llmc.importer.reader import describe, domain_of, subgraphs
 from llmc.importer.types import type_proto
+
+
+def breach(node: NodeProto, version: int) -> str | None:
+    """How a node breaks the standard's rules of arity and attributes; None where it does not, or has none to keep."""
+    if not defs.has(node.op_type, version, domain_of(node)) or any(True for _ in subgraphs(node)):
+        return None
+    context = checker.C.CheckerContext()
+    context.ir_version, context.opset_imports = IR_VERSION, {node.domain: version}
+    try:
+        checker.check_node(node, context)
+    except checker.ValidationError as error:
+        return str(error).strip().splitlines()[0]
+    return None
 
 
 def standard_body(node: NodeProto, version: int, types: Sequence[TensorType | None]) -> FunctionProto | None:

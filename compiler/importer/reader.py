@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, defs
 
 from llmc.errors import ModelError, UnsupportedError
@@ -43,6 +44,10 @@ def read_model(path: str | Path) -> Model:
     path = Path(path)
     proto, weights = _parse(path)
     graph = proto.graph
+    if not _is_text(proto):
+        raise ModelError(
+            "a name in it is not text", where=str(path), hint="the file is damaged; fetch or export it again"
+        )
     _limit_nodes(proto)
     external = ExternalData(path.parent)
     opsets = opset_versions(proto.opset_import)
@@ -174,6 +179,18 @@ def _parse(path: Path) -> tuple[ModelProto, list[np.ndarray | None]]:
 def _mapped(path: Path) -> memoryview:
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _is_text(message: Message) -> bool:
+    """Is every string in the message UTF-8? Protobuf gives bytes for one that is not."""
+    for descriptor, value in message.ListFields():
+        values = value if descriptor.is_repeated else (value,)
+        if descriptor.type == FieldDescriptor.TYPE_MESSAGE:
+            if not all(map(_is_text, values)):
+                return False
+        elif descriptor.type == FieldDescriptor.TYPE_STRING and not all(isinstance(v, str) for v in values):
+            return False
+    return True
 
 
 def _limit_nodes(proto: ModelProto) -> None:

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, FunctionProto, NodeProto, helper
 
-from llmc.errors import ModelError, UnsupportedError
+from llmc.errors import LlmcError, ModelError, UnsupportedError
 from llmc.graph import LLMC, Graph, Node, TensorType, prune
 from llmc.importer.fold import fold, may_fold
-from llmc.importer.functions import default_attributes, has_standard_body, open_body, open_call, standard_body
-from llmc.importer.reader import MAX_NODES, Model, domain_of, opset_versions, sorted_nodes
+from llmc.importer.functions import breach, default_attributes, has_standard_body, open_body, open_call, standard_body
+from llmc.importer.reader import MAX_NODES, Model, describe, domain_of, opset_versions, sorted_nodes
 from llmc.importer.tensors import ExternalData, load_tensor
-from llmc.importer.types import STRING, Signature
+from llmc.importer.types import STRING, UNCOMPILED, Signature
 from llmc.importer.types_only import TypeBuilder
 from llmc.ops.context import SHAPE_VALUE, Emitter, Rule, Unify, bind, symbols
 from llmc.ops.values import evaluate
-from llmc.tvm_shim import Analyzer, relax, tirx, tvm
+from llmc.tvm_shim import Analyzer, relax, tirx
 
 MAX_DEPTH = 32
 _CONTRIB = "com.microsoft"
@@ -75,6 +75,7 @@ class _Trace:
         self.failures: dict[tuple[str, str], Failure] = {}
         self.lost: set[str] = set()  # outputs of failed nodes, and all that follows from them
         self.visited = 0
+        self.cause: Exception | None = None  # the first error that was not raised on purpose
 
     def run(self) -> Graph:
         for name, type_ in self.signature.types.items():
@@ -89,7 +90,7 @@ class _Trace:
             count = len(self.failures)
             raise UnsupportedError(
                 f"{count} node{'s' * (count > 1)} cannot be compiled:{listed}", where=self.model.name
-            )
+            ) from self.cause
         self._unify_outputs()
         return self._graph()
 
@@ -98,7 +99,7 @@ class _Trace:
         if name in self.emitter.graph_types:
             raise ModelError(f"value '{name}' is made twice")
         self.emitter.graph_types[name] = type_
-        if type_.dtype != STRING:
+        if type_.dtype not in UNCOMPILED:
             self.emitter.exprs[name] = relax.Var(name, relax.TensorType(list(type_.shape), type_.dtype))
 
     def _constant(self, name: str, array: np.ndarray) -> None:
@@ -120,6 +121,7 @@ class _Trace:
         self.visited += 1
         if self.visited > MAX_NODES:
             raise ModelError(f"functions unfold into more than {MAX_NODES} nodes", where=self.model.name)
+        self._check(proto, scope)
         node = self._node(proto, scope)
         if self.lost.intersection(node.inputs):
             self.lost.update(node.outputs)
@@ -135,6 +137,14 @@ class _Trace:
             or self._run(proto, node, scope)
         ):
             self.lost.update(filter(None, node.outputs))
+
+    def _check(self, proto: NodeProto, scope: _Scope) -> None:
+        """Inputs exist, and arity and attributes are those of the standard. Raises ModelError."""
+        for name in filter(None, proto.input):
+            if name not in self.emitter.graph_types and name not in self.lost:
+                raise ModelError(f"input '{name}' is made by nothing", where=describe(proto))
+        if reason := breach(proto, scope.opsets.get(domain_of(proto), 1)):
+            raise ModelError(reason, where=describe(proto))
 
     def _node(self, proto: NodeProto, scope: _Scope) -> Node:
         domain = domain_of(proto)
@@ -170,8 +180,9 @@ class _Trace:
 
     def _run(self, proto: NodeProto, node: Node, scope: _Scope) -> bool:
         """Run the node's rule; where there is none, or it declines, open the standard's definition."""
-        if any(t is not None and t.dtype == STRING for t in self._types(node)):
-            return self._fail(node, scope, "it works on strings")
+        for type_ in self._types(node):
+            if type_ is not None and type_.dtype in UNCOMPILED:
+                return self._fail(node, scope, f"it works on {UNCOMPILED[type_.dtype]}")
         try:
             types = self.emitter.run(node)
         except UnsupportedError as error:
@@ -180,8 +191,13 @@ class _Trace:
                 or self._open_standard(proto, node, scope)
                 or self._fail(node, scope, error.what)
             )
-        except (ValueError, TypeError, tvm.error.InternalError) as error:  # TVM's own checks of a rule's operands
-            return self._fail(node, scope, str(error).strip().splitlines()[-1])
+        except (Unify, LlmcError):
+            raise
+        except Exception as error:  # operands that no valid model has: rules and TVM's checks raise anything then
+            self.cause = self.cause or error
+            return self._fail(
+                node, scope, f"its operands do not fit: {(str(error).strip() or repr(error)).splitlines()[-1]}"
+            )
         if not self._fold(proto, node, [t for t in types if t is not None]):
             self.nodes.append(node)
         return True

@@ -15,11 +15,12 @@ from typing import Any
 
 from onnx import TensorProto, TypeProto, ValueInfoProto, helper
 
-from llmc.errors import ModelError, OptionError, UnsupportedError
+from llmc.errors import ModelError, OptionError, ShapeError, UnsupportedError
 from llmc.graph import Dim, TensorType
 from llmc.tvm_shim import tirx
 
 STRING = "str"
+UNCOMPILED = {STRING: "strings", "complex64": "complex numbers", "complex128": "complex numbers"}
 
 _DTYPES = {
     t: STRING if t == TensorProto.STRING else helper.tensor_dtype_to_np_dtype(t).name
@@ -62,6 +63,13 @@ class Signature:
         """A dim_param over known symbols, None where it holds anything else."""
         return parse_dim(text, {**self.symbols, **{k: self.symbols[v] for k, v in self.names.items()}})
 
+    def required_dim(self, text: str) -> Dim:
+        """A dimension of an input. Raises ShapeError where the chosen sizes leave it without a meaning."""
+        dim = self.dim(text)
+        if dim is None or (isinstance(dim, int) and dim < 0):
+            raise ShapeError(f"dimension '{text}' cannot be {dim}", hint="choose other sizes for its symbols")
+        return dim
+
 
 def read_signature(inputs: Sequence[ValueInfoProto], dims: Mapping[str, int | tuple[int, int]]) -> Signature:
     """Types of the graph's inputs. `dims` fixes a symbol to a number, or bounds it to (least, greatest).
@@ -96,7 +104,7 @@ def read_signature(inputs: Sequence[ValueInfoProto], dims: Mapping[str, int | tu
     signature = Signature({}, symbols, ranges, names)
     types = {}
     for info in inputs:
-        shape = tuple(t if isinstance(t, int) else signature.dim(t) for t in texts[info.name])
+        shape = tuple(t if isinstance(t, int) else signature.required_dim(t) for t in texts[info.name])
         types[info.name] = TensorType(shape, dtype_name(info.type.tensor_type.elem_type))
     return replace(signature, types=types)
 

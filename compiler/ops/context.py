@@ -54,6 +54,9 @@ class Context:
         return self.emitter.expr(self.node.input(i))
 
     def type(self, i: int = 0) -> TensorType:
+        """Type of input `i`. Raises UnsupportedError where it is absent."""
+        if not self.has(i):
+            self.fail(f"input {i} is required")
         return self.emitter.graph_types[self.node.input(i)]
 
     def shape(self, i: int = 0) -> tuple[Dim, ...]:

@@ -87,8 +87,8 @@ def evaluate(
     ]
     try:
         result = rule(Call(node, known, types, analyzer))
-    except Unknown:
-        return None
+    except (Unknown, ValueError, TypeError, IndexError, ArithmeticError):
+        return None  # data decides it, or the operands make no sense, which the operator's own rule will say
     outputs = result if isinstance(result, list) else [result]
     dtype = _dtype(node, types)
     return [(_simplified(np.asarray(o, object), analyzer), dtype) for o in outputs]
@@ -153,18 +153,18 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _divide(call: Call, a: Any, b: Any) -> Any:
-    """Integer division, which ONNX truncates towards zero."""
+    """Integer division, which ONNX truncates towards zero. A symbolic divisor is not 0: nothing would be computed."""
     if isinstance(b, int) and b == 0:
         raise Unknown
     if isinstance(a, int) and isinstance(b, int):
         return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
-    if call.proven(a >= 0) and call.proven(b > 0):
+    if call.proven(a >= 0) and call.proven(b >= 0):
         return a // b
     raise Unknown
 
 
 def _modulo(call: Call, a: Any, b: Any) -> Any:
-    if call.attr("fmod", 0) or (isinstance(b, int) and b == 0) or not call.proven(b > 0):
+    if call.attr("fmod", 0) or (isinstance(b, int) and b == 0) or not call.proven(b >= 0):
         raise Unknown
     return a % b
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,32 @@ def test_constants_fold_but_not_quantised_weights(tmp_path: Path, rng: np.random
     assert ops(graph) == ["Add", "ConstantOfShape", "ReduceMax", "Add"], "a small file must not allocate a gigabyte"
     np.testing.assert_allclose(graph.constants["t"], np.tanh(constants["a"] * np.arange(1, 6)), rtol=1e-6)
     assert set(graph.constants) == {"t", "many"}
+
+
+def test_large_models_are_not_read(tmp_path: Path) -> None:
+    """4 GiB of weights in a sparse file, and 3,000 nodes: neither time nor memory may follow the weights."""
+    size = 2**15
+    weight = TensorProto(name="w", data_type=FLOAT, dims=[size, size], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="w.data")
+    with (tmp_path / "w.data").open("wb") as file:
+        file.truncate(size * size * 4)
+    nodes = [node("MatMul", "x w", "v0")]
+    for i in range(1000):
+        nodes += [
+            node("Relu", f"v{i}", f"r{i}"),
+            node("Shape", f"r{i}", f"s{i}"),
+            node("Reshape", f"r{i} s{i}", f"v{i + 1}"),
+        ]
+    proto = model(nodes, [("x", FLOAT, ["n", size])], ["v1000"])
+    proto.graph.initializer.append(weight)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    graph = import_model(path)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert shape(graph, "v1000") == f"float32[n, {size}]"
+    assert after.ru_maxrss - before.ru_maxrss < 200 * 1024, "kB"
+    assert after.ru_utime - before.ru_utime < 6
 
 
 def test_attributes_are_python_values(tmp_path: Path) -> None:

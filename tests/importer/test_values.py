@@ -45,6 +45,7 @@ CASES: dict[str, list[onnx.NodeProto]] = {
     "division": [node("Mul", "t k4", "a"), node("Div", "a k4", "y")],
     "division that stays": [node("Div", "t k4", "y")],
     "modulo": [node("Mod", "t k4", "y")],
+    "division by a symbol": [node("Mul", "t k4", "a"), node("Mul", "b a", "c"), node("Div", "c b", "y")],
     "negation": [node("Neg", "t", "a"), node("Abs", "b", "c"), node("Add", "a c", "y")],
     "min and max": [node("Min", "b t k4", "a"), node("Max", "a one", "y")],
     "concat": [node("Unsqueeze", "t i0", "u"), node("Concat", "u i3 s m1", "y", axis=0)],
