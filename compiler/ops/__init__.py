@@ -6,7 +6,21 @@ A rule takes a `Context` and returns a Relax expression, or a tuple of them wher
 
 from __future__ import annotations
 
-from llmc.ops import contrib, conv, elementwise, fused, gather, matmul, nn, quant, reduce, resize, shape
+from llmc.ops import (
+    attention,
+    contrib,
+    conv,
+    elementwise,
+    fused,
+    gather,
+    matmul,
+    nn,
+    quant,
+    reduce,
+    resize,
+    rotary,
+    shape,
+)
 from llmc.ops.context import Rule
 
 _STANDARD = {
@@ -19,6 +33,8 @@ _STANDARD = {
     **quant.RULES,
     **conv.RULES,
     **resize.RULES,
+    **attention.RULES,
+    **rotary.RULES,
 }
 
 RULES: dict[tuple[str, str], Rule] = {

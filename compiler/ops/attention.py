@@ -1,7 +1,7 @@
-"""Attention and rotary embeddings: ai.onnx's of opset 23 and later, and com.microsoft's.
+"""Attention of ai.onnx, opset 23 and later, and the core that all forms of attention share.
 
-All forms share one core on [batch, heads, tokens, head_dim] tensors: scaled products, a soft cap, a bias, the limits
-of what a row may see, softmax, and the weighted sum. A row that sees nothing gives zeros.
+The core works on [batch, heads, tokens, head_dim] tensors: scaled products, a soft cap, a bias, the limits of what a
+row may see, softmax, and the weighted sum. A row that sees nothing gives zeros.
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ from llmc.ops.tensor import (
     dtype_of,
     elementwise,
     full,
-    index_of,
     permute,
     reshape,
     select,
     shape_of,
     simplify,
-    take_slice,
 )
 from llmc.tvm_shim import Expr, relax, te, tirx
 
@@ -178,102 +176,6 @@ def attend(
     return Scores(raw, capped, biased, weights, out)
 
 
-# -- rotary embeddings ------------------------------------------------------------------------------------------
-def rotate(ctx: Context, x: Expr, cos: Expr, sin: Expr, interleaved: bool) -> Expr:
-    """Turn the first 2*R elements of each head of [B, H, S, D] by angles given as cos and sin [B or 1, S, R].
-
-    Pairs are (d, d + R), or (2d, 2d + 1) where interleaved; the elements from 2*R on stay as they are.
-    """
-    half = int(shape_of(cos)[-1])
-    zero = te.const(0, "int64")
-    one_batch = isinstance(shape_of(cos)[0], int) and shape_of(cos)[0] == 1
-
-    def body(t: Any, c: Any, s: Any, out: list[Any]) -> Any:
-        def element(b: Any, h: Any, i: Any, d: Any) -> Any:
-            second = te.floormod(d, 2) == 1 if interleaved else d >= half
-            if interleaved:
-                pair, partner = te.floordiv(d, 2), select(second, d - 1, d + 1)
-            else:
-                pair, partner = te.floormod(d, half), select(second, d - half, d + half)
-            angle = (zero if one_batch else b, i, pair)
-            turned = t(b, h, i, d) * c(*angle) + select(second, t(b, h, i, partner), -t(b, h, i, partner)) * s(*angle)
-            return turned if int(out[-1]) == 2 * half else te.if_then_else(d < 2 * half, turned, t(b, h, i, d))
-
-        return te.compute(out, element, name="rotate")
-
-    cos, sin = cast(ctx, cos, dtype_of(x)), cast(ctx, sin, dtype_of(x))
-    return compute(ctx, "rotate", body, x, cos, sin, list(shape_of(x)))
-
-
-def angles(ctx: Context, cache: Expr, first: Expr | Dim, tokens: Dim, ids: Expr | None = None) -> Expr:
-    """Rows of a cos or sin cache [positions, R] -> [B or 1, S, R].
-
-    The rows are `ids` [B, S], or first + 0..S-1 where `first` is an int64 tensor [B] or a dimension.
-    """
-    rows, width = shape_of(cache)
-    source = ids if ids is not None else first if is_tensor(first) else None
-    batch = shape_of(source)[0] if source is not None else 1
-    start = 0 if source is not None else first
-
-    def body(t: Any, out: list[Any], size: Any, start: Any, sources: list[Any]) -> Any:
-        def element(b: Any, i: Any, r: Any) -> Any:
-            if ids is not None:
-                row = sources[0](b, i).astype("int64")
-            else:
-                row = i + (sources[0](b).astype("int64") if sources else start)
-            return t(index_of(row, size), r)
-
-        return te.compute(out, element, name="angles")
-
-    sources = [source] if source is not None else []
-    return compute(ctx, "angles", body, cache, [batch, tokens, width], rows, start, sources)
-
-
-def _rotary(ctx: Context) -> Expr:
-    """ai.onnx RotaryEmbedding: X [B, S, H*D] or [B, H, S, D], caches [B, S, R] or [positions, R] with position ids."""
-    x = ctx.x()
-    flat = ctx.rank() == 3
-    if flat:
-        x = split_heads(ctx, x, int(ctx.attr("num_heads")))
-    cos, sin = ctx.x(1), ctx.x(2)
-    if ctx.has(3):
-        tokens = shape_of(x)[2]
-        cos, sin = (angles(ctx, c, 0, tokens, ctx.x(3)) for c in (cos, sin))
-    return _finish_rotary(ctx, x, cos, sin, flat)
-
-
-def _rotary_ms(ctx: Context) -> Expr:
-    """com.microsoft RotaryEmbedding: position ids come second, [B, S] or the single first position [1]."""
-    x, cos, sin = ctx.x(), ctx.x(2), ctx.x(3)
-    if ctx.attr("is_packed_batching", 0):
-        ctx.fail("packed batching is not supported")
-    flat = ctx.rank() == 3
-    if flat:
-        width, partial = ctx.shape()[2], int(ctx.attr("rotary_embedding_dim", 0))
-        heads = int(ctx.attr("num_heads", 0)) or int(simplify(width // (2 * shape_of(cos)[1])))
-        if partial and not ctx.attr("num_heads", 0):
-            ctx.fail("num_heads is required with rotary_embedding_dim")
-        x = split_heads(ctx, x, heads)
-    tokens = shape_of(x)[2]
-    ids = cast(ctx, ctx.x(1), "int64")
-    if ctx.rank(1) == 1:
-        cos, sin = (angles(ctx, c, ids, tokens) for c in (cos, sin))
-    else:
-        cos, sin = (angles(ctx, c, 0, tokens, ids) for c in (cos, sin))
-    scale = float(ctx.attr("scale", 1.0))
-    if scale != 1:
-        ctx.fail(f"scale = {scale} is not supported")
-    return _finish_rotary(ctx, x, cos, sin, flat)
-
-
-def _finish_rotary(ctx: Context, x: Expr, cos: Expr, sin: Expr, flat: bool) -> Expr:
-    half = int(ctx.attr("rotary_embedding_dim", 0)) // 2
-    if half and half != shape_of(cos)[-1]:
-        cos, sin = (take_slice(ctx, c, 2, 0, half) for c in (cos, sin))
-    y = rotate(ctx, x, cos, sin, bool(ctx.attr("interleaved", 0)))
-    return merge_heads(ctx, y) if flat else y
-
-
 # -- ai.onnx Attention ------------------------------------------------------------------------------------------
 def _attention(ctx: Context) -> tuple[Expr | None, ...]:
     """Opsets 23, 24 (nonpad_kv_seqlen) and 25 (windows)."""
@@ -333,102 +235,4 @@ def pad_mask(ctx: Context, mask: Expr, total: Dim) -> Expr:
     return concat(ctx, [mask, rest], len(shape) - 1)
 
 
-# -- com.microsoft GroupQueryAttention ---------------------------------------------------------------------------
-def _group_query_attention(ctx: Context) -> tuple[Expr | None, ...]:
-    """Inputs q (or packed qkv), k, v, past k, past v, seqlens_k, total_sequence_length, cos, sin, position_ids,
-    attention_bias, head_sink. seqlens_k[b] + 1 keys are valid in batch b after the new ones were appended, right
-    behind those of the past: shorter sequences are padded at their right."""
-    for name in ("k_quant_type", "v_quant_type"):
-        if ctx.attr(name, "NONE") not in ("NONE", b"NONE"):
-            ctx.fail("quantised key/value caches are not supported")
-    heads, kv_heads = int(ctx.attr("num_heads")), int(ctx.attr("kv_num_heads"))
-    q, k, v = _unpack(ctx, heads, kv_heads)
-    _, _, tokens, head_dim = shape_of(q)
-    past = ctx.shape(3)[2] if ctx.has(3) else 0
-    if ctx.has(3):
-        ctx.unify(shape_of(q)[0], ctx.shape(3)[0])
-    total = simplify(past + tokens)
-    declared = ctx.value(6) if ctx.has(6) else None
-    if declared is not None:
-        ctx.unify(declared.reshape(-1)[0], total)
-    first = _past_lengths(ctx, cast(ctx, ctx.x(5), "int64"), tokens)
-    if ctx.attr("do_rotary", 0):
-        interleaved = bool(ctx.attr("rotary_interleaved", 0))
-        ids = cast(ctx, ctx.x(9), "int64") if ctx.has(9) else None
-        cos, sin = (angles(ctx, ctx.x(i), first, tokens, ids) for i in (7, 8))
-        q, k = rotate(ctx, q, cos, sin, interleaved), rotate(ctx, k, cos, sin, interleaved)
-    if ctx.has(3):
-        k, v = append(ctx, ctx.x(3), k, first), append(ctx, ctx.x(4), v, first)
-    window = int(ctx.attr("local_window_size", -1))
-    scores = attend(
-        ctx,
-        q,
-        k,
-        v,
-        scale=float(ctx.attr("scale", 0.0)) or int(head_dim) ** -0.5,
-        softcap=float(ctx.attr("softcap", 0.0)),
-        bias=ctx.x(10) if ctx.has(10) else None,
-        sight=Sight(first, causal=True, left=window - 1 if window > 0 else -1),
-        sink=_sink(ctx, heads),
-    )
-    return merge_heads(ctx, scores.out), k, v
-
-
-def _sink(ctx: Context, heads: int) -> Expr | None:
-    if ctx.has(11):
-        return cast(ctx, ctx.x(11), "float32")
-    return full(ctx, [heads], 0.0, "float32") if ctx.attr("smooth_softmax", 0) == 1 else None
-
-
-def _unpack(ctx: Context, heads: int, kv_heads: int) -> tuple[Expr, Expr, Expr]:
-    """q, k, v as [B, heads, S, D], from three inputs or from one that holds them side by side."""
-    if ctx.has(1):
-        for i in (1, 2):
-            ctx.unify(ctx.shape(0)[0], ctx.shape(i)[0])
-        return (
-            split_heads(ctx, ctx.x(0), heads),
-            split_heads(ctx, ctx.x(1), kv_heads),
-            split_heads(ctx, ctx.x(2), kv_heads),
-        )
-    packed = split_heads(ctx, ctx.x(0), heads + 2 * kv_heads)
-    starts = ((0, heads), (heads, kv_heads), (heads + kv_heads, kv_heads))
-    q, k, v = (take_slice(ctx, packed, 1, start, size) for start, size in starts)
-    return q, k, v
-
-
-def _past_lengths(ctx: Context, last: Expr, tokens: Dim) -> Expr:
-    """[B] int64: tokens in the cache before this call; 0 in a first call, whose rows may be shorter than `tokens`."""
-    last = reshape(ctx, last, [_elements(last)])
-
-    def body(n: Any, out: list[Any], s: Any) -> Any:
-        return te.compute(out, lambda b: te.max(n(b) + 1 - s, te.const(0, "int64")), name="past_lengths")
-
-    return compute(ctx, "past_lengths", body, last, list(shape_of(last)), tokens)
-
-
-def _elements(x: Expr) -> Dim:
-    total: Dim = 1
-    for d in shape_of(x):
-        total = total * d
-    return simplify(total)
-
-
-def append(ctx: Context, past: Expr, new: Expr, first: Expr) -> Expr:
-    """past [B, KV, P, D] with new [B, KV, S, D] written from position first[b] on -> [B, KV, P + S, D];
-    zeros behind."""
-    b, kv, p, d = shape_of(past)
-    s = shape_of(new)[2]
-
-    def body(old: Any, fresh: Any, start: Any, out: list[Any], p: Any, s: Any) -> Any:
-        def element(b: Any, h: Any, j: Any, d: Any) -> Any:
-            i = j - start(b)
-            kept = te.if_then_else(tirx.all(i < 0, j < p), old(b, h, j, d), te.const(0, old.dtype))
-            return te.if_then_else(tirx.all(i >= 0, i < s), fresh(b, h, i, d), kept)
-
-        return te.compute(out, element, name="append")
-
-    return compute(ctx, "append", body, past, new, first, [b, kv, simplify(p + s), d], p, s)
-
-
-STANDARD: dict[str, Rule] = {"Attention": _attention, "RotaryEmbedding": _rotary}
-MICROSOFT: dict[str, Rule] = {"RotaryEmbedding": _rotary_ms, "GroupQueryAttention": _group_query_attention}
+RULES: dict[str, Rule] = {"Attention": _attention}

@@ -39,10 +39,13 @@ class Window:
             if not ceil:
                 result.append(simplify(room // s + 1))
                 continue
-            count = simplify((room + s - 1) // s + 1)
-            if isinstance(count, int) and (count - 1) * s >= d + b:
-                count -= 1
-            result.append(count)
+            count, inside = (room + s - 1) // s + 1, (d + b - 1) // s + 1
+            if isinstance(a, int) and a + s <= k:  # no window can start in the padding behind
+                result.append(simplify(count))
+            elif isinstance(count, int) and isinstance(inside, int):
+                result.append(min(count, inside))
+            else:
+                result.append(simplify(tirx.min(count, inside)))
         return result
 
     def places(self, i: Sequence[Any], taps: Sequence[Any]) -> list[Any]:

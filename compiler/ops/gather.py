@@ -19,18 +19,28 @@ op = relax.op
 
 
 # -- gather -----------------------------------------------------------------------------------------------------
-def _gather(ctx: Context) -> Expr:
-    axis, at = ctx.axis(int(ctx.attr("axis", 0)), ctx.rank()), ctx.rank(1)
-    data, index = ctx.shape(0), ctx.shape(1)
+def gather(ctx: Context, data: Expr, indices: Expr, axis: int) -> Expr:
+    """data with `axis` replaced by the axes of `indices`."""
+    shape, index = shape_of(data), shape_of(indices)
+    at = len(index)
 
-    def body(x: Any, indices: Any, out: list[Any], size: Any) -> Any:
+    def body(x: Any, places: Any, out: list[Any], size: Any) -> Any:
         def element(*i: Any) -> Any:
-            place = indices(*i[axis : axis + at]).astype("int64")
+            place = places(*i[axis : axis + at]).astype("int64")
             return x(*i[:axis], index_of(place, size), *i[axis + at :])
 
         return te.compute(out, element, name="gather")
 
-    return compute(ctx, "gather", body, ctx.x(0), ctx.x(1), [*data[:axis], *index, *data[axis + 1 :]], data[axis])
+    return compute(ctx, "gather", body, data, indices, [*shape[:axis], *index, *shape[axis + 1 :]], shape[axis])
+
+
+def rows(ctx: Context, table: Expr, ids: Expr) -> Expr:
+    """An embedding: table [V, E] at ids [...] -> [..., E]."""
+    return gather(ctx, table, ids, 0)
+
+
+def _gather(ctx: Context) -> Expr:
+    return gather(ctx, ctx.x(0), ctx.x(1), ctx.axis(int(ctx.attr("axis", 0)), ctx.rank()))
 
 
 def _gather_elements(ctx: Context) -> Expr:
