@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -140,6 +141,7 @@ def _receive(connection: Connection, name: str) -> Any:
 
 def _serve(connection: Connection, contestant: Contestant, threads: int, vocabulary: int) -> None:
     """A worker: loads its engine, then answers every task with seconds, and None with its peak memory in MB."""
+    os.dup2(2, 1)  # peers print as they please; standard output is for results
     try:
         started = time.perf_counter()
         engine = open_engine(contestant.engine, contestant.path, threads)
