@@ -61,8 +61,9 @@ def load_library(artifact: Artifact, threads: int | None) -> Any:
     `threads` is the size of the thread pool (None: TVM_NUM_THREADS, or all available cores). Raises ArtifactError,
     and OptionError if the pool of this process exists already and is smaller.
     """
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads is {threads}; it must be at least 1")
+    cores = len(os.sched_getaffinity(0))
+    if threads is not None and not 1 <= threads <= cores:
+        raise OptionError(f"threads is {threads}; this process may use from 1 to {cores}")
     # Read by the pool when it starts. The pool pins its threads, and the caller's with them, unless told not to:
     # a library must not decide where its user's other threads run.
     if threads is not None or "TVM_NUM_THREADS" not in os.environ:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -23,10 +23,10 @@ class Text:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
-        tokenizers = _needed("tokenizers")
+        tokenizers, content = _needed("tokenizers"), artifact.read(TOKENIZER)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(artifact.read(TOKENIZER).decode())
-        except ValueError as error:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the package raises nothing more specific
             raise ArtifactError(f"{TOKENIZER} cannot be used: {error}", where=str(artifact.path)) from error
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -93,7 +93,7 @@ class TextStream:
         """What is still held back, with a replacement character for an unfinished one."""
         return self._advance(unfinished=True)
 
-    def feed(self, tokens: Iterator[int]) -> Iterator[str]:
+    def feed(self, tokens: Iterable[int]) -> Iterator[str]:
         """The text of all `tokens`, in pieces as they come."""
         for token in tokens:
             if piece := self.push(token):

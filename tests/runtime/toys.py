@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ def _library(module: object) -> bytes:
         return Path(folder, "lib.so").read_bytes()
 
 
-def _manifest(functions: dict[str, FunctionSpec], weights: Mapping[str, np.ndarray], **more: object) -> Manifest:
+def _manifest(functions: dict[str, FunctionSpec], weights: Mapping[str, np.ndarray]) -> Manifest:
     import tvm_ffi
 
     return Manifest(
@@ -61,7 +62,6 @@ def _manifest(functions: dict[str, FunctionSpec], weights: Mapping[str, np.ndarr
         target=TargetSpec("test", "x86-64", ()),
         functions=functions,
         params={name: ParamSpec(f"t.{name}", w.dtype.name, w.shape) for name, w in weights.items()},
-        **more,  # type: ignore[arg-type]
     )
 
 
@@ -92,7 +92,7 @@ def mlp_manifest(**more: object) -> Manifest:
         params=("bias", "up", "down"),
         symbols={"rows": (1, 64)},
     )
-    return _manifest({"main": main}, mlp_weights(), **more)
+    return dataclasses.replace(_manifest({"main": main}, mlp_weights()), **more)  # type: ignore[arg-type]
 
 
 def write_mlp(path: Path, **more: object) -> Path:
@@ -136,9 +136,7 @@ def _append_kernel() -> object:
             with T.serial(0, batch) as b, T.serial(0, KV) as h, T.serial(0, seq) as s, T.serial(0, D) as d:
                 at = kv_len[b] - seq + s
                 T.buffer_store(k, weights[ids[b, s], d], [b, h, at // BLOCK, d, at % BLOCK])
-                T.buffer_store(
-                    v, weights[ids[b, s], d] * T.Cast("float32", position_ids[b, s]), [b, h, at, d]
-                )
+                T.buffer_store(v, weights[ids[b, s], d] * T.Cast("float32", position_ids[b, s]), [b, h, at, d])
     return builder.get()
 
 
@@ -209,7 +207,7 @@ def write_decoder(path: Path, eos: tuple[int, ...] = (), **extras: bytes) -> Pat
         for name, seq in (("step", "seq"), ("step_last", 1))
     }
     decoder = DecoderSpec(V, 1, (CacheSpec(k, v),), ("input_ids", "position_ids", "kv_len"), eos, MAX_LENGTH)
-    manifest = _manifest(functions, {"table": table()}, decoder=decoder)
+    manifest = dataclasses.replace(_manifest(functions, {"table": table()}), decoder=decoder)
     files = {name.replace("__", "."): content for name, content in extras.items()}
     write_artifact(path, manifest, lib=decoder_library(), tensors={"t.table": table()}, extras=files)
     return path
