@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmc.legalize import LEGALIZE
+from llmc.legalize import LEGALIZERS
 from llmc.targets.base import Target
 from llmc.tvm_shim import IRModule, PrimFunc, Schedule, TvmTarget, relax, tirx, tvm, tvm_ffi
 
@@ -29,7 +31,7 @@ def legalize_and_schedule(mod: IRModule, target: Target) -> IRModule:
     with device:
         mod = tvm.transform.Sequential(
             [
-                relax.transform.LegalizeOps(),
+                relax.transform.LegalizeOps(LEGALIZE),
                 relax.transform.FoldConstant(),
                 relax.transform.DeadCodeElimination(),
                 relax.transform.AnnotateTIROpPattern(),

@@ -64,7 +64,7 @@ class Shape:
     inner: int = 80
     heads: int = 6
     kv_heads: int = 2
-    head_dim: int = 8
+    head_dim: int = 16
     vocab: int = 211
     context: int = 128
     epsilon: float = 1e-5
