@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from llmc.errors import ModelError, OptionError, ShapeError, UnsupportedError
+from llmc.errors import LlmcError, ModelError, OptionError, ShapeError, UnsupportedError
 from llmc.graph import Graph, TensorType
 from llmc.importer import import_model
 from tests.importer.helpers import BOOL, FLOAT, INT64, Edge, model, node, saved
@@ -248,6 +249,43 @@ def test_input_that_is_output(tmp_path: Path) -> None:
     complete(graph)
     assert graph.types["y"] == graph.types["x"]
     assert graph.types["s"] == TensorType((2,), "int64")
+
+
+def test_damaged_models_end_in_an_error_of_ours(tmp_path: Path, rng: np.random.Generator) -> None:
+    content = decoder().SerializeToString()
+    path = tmp_path / "model.onnx"
+    imported = 0
+    for _ in range(400):
+        damaged = bytearray(content)
+        for i in rng.integers(len(content), size=rng.integers(1, 4)):
+            damaged[i] = rng.integers(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(LlmcError):
+            import_model(path)
+            imported += 1
+    assert 0 < imported < 200, "some damage is harmless, most is not"
+
+
+def test_names_that_are_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(decoder().SerializeToString().replace(b"total", b"\x9cotal"))
+    with pytest.raises(ModelError, match="not text"):
+        import_model(path)
+
+
+@pytest.mark.parametrize(
+    ("broken", "text"),
+    [
+        (node("Add", "x", "y"), "input size 1"),
+        (node("Cast", "x", "y"), "'to' is missing"),
+        (node("Softmax", "x", "y", axis=0.5), "Mismatched attribute type"),
+        (node("Relu", "x", "y", speed=3), "Unrecognized attribute"),
+        (node("Upsample", "x x", "y"), "deprecated"),
+    ],
+)
+def test_nodes_that_break_the_standard(tmp_path: Path, broken: onnx.NodeProto, text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        import_model(saved(tmp_path, model([broken], [("x", FLOAT, ["n"])], ["y"])))
 
 
 def test_contrib_op_in_the_default_domain(tmp_path: Path) -> None:
