@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,12 +67,8 @@ def _facts(manifest: Manifest, path: Path) -> dict[str, object]:
 
 
 def _without_caches(arrays: tuple[ArraySpec, ...]) -> list[ArraySpec]:
-    """A decoder's caches are many and alike: the first key and value stand for all."""
-    kept: list[ArraySpec] = []
-    for a in arrays:
-        if len(a.shape) < 4 or sum(k.shape == a.shape for k in kept) < 2:
-            kept.append(a)
-    return kept
+    """A decoder's caches are many and alike: those of the first layer stand for all."""
+    return [a for a in arrays if len(a.shape) < 4 or not re.search(r"\.[1-9]\d*(\.|$)", a.name)]
 
 
 def _shape(array: ArraySpec) -> str:
@@ -79,7 +76,11 @@ def _shape(array: ArraySpec) -> str:
 
 
 def _line(value: Any) -> str:
-    """A manifest's free-form value on one line."""
+    """A manifest's free-form value on one line; what is off, zero or empty is left out."""
     if isinstance(value, dict):
-        return " ".join(f"{k}={_line(v)}" for k, v in value.items())
-    return "" if value is None else str(value)
+        return ", ".join(
+            f"{k} {_line(v)}".strip() for k, v in value.items() if v not in (None, False, 0, 0.0, "", [], "none")
+        )
+    if isinstance(value, list):
+        return "; ".join(map(_line, value))
+    return f"{value:g}" if isinstance(value, float) else "" if value is None or value is True else str(value)
