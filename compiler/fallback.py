@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmc.legalize import LEGALIZE
-from llmc.legalize import LEGALIZERS
 from llmc.targets.base import Target
 from llmc.tvm_shim import IRModule, PrimFunc, Schedule, TvmTarget, relax, tirx, tvm, tvm_ffi
 

@@ -1,12 +1,70 @@
-"""Our own legalisations, where TVM's do not survive its later passes."""
+"""Our own legalisations, where TVM's are slow or do not survive its later passes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from llmc.graph import Dim, same_dim
+from llmc.ops.context import as_dim
 from llmc.tvm_shim import Expr, te, tirx
 
 _OPAQUE = 8  # TVM's operator pattern kind that is never fused
+
+Group = tuple[range, range]  # dimensions of the source, and those of the result that hold the same elements
+
+
+def groups(source: Sequence[Dim], result: Sequence[Dim]) -> list[Group]:
+    """The finest split of two shapes of equal size into runs of dimensions with equal products."""
+    found: list[Group] = []
+    i = j = 0
+    left: Dim = 1
+    for end, dim in enumerate(source, 1):
+        left = left * dim
+        right: Dim = 1
+        for stop in range(j, len(result) + 1):
+            right = right * result[stop - 1] if stop > j else right
+            if same_dim(left, right):
+                found.append((range(i, end), range(j, stop)))
+                i, j, left = end, stop, 1
+                break
+    if i < len(source) or j < len(result):
+        found.append((range(i, len(source)), range(j, len(result))))
+    return found
+
+
+def _unravel(flat: Any, dims: Sequence[Any]) -> list[Any]:
+    """The index, in `dims`, of the element at a flat place."""
+    index: list[Any] = []
+    for n, d in reversed(list(enumerate(dims))):
+        index.insert(0, te.floormod(flat, d) if n else flat)
+        flat = te.floordiv(flat, d)
+    return index
+
+
+def _reshape(bb: Any, call: Any) -> Expr:
+    """Dimensions are matched first, so that an index is divided only by those that were really split or merged.
+
+    TVM's lowering divides one flat index by sums and products of symbols: slow code, and seconds of compile time.
+    """
+    x = call.args[0]
+    source = [as_dim(d) for d in x.ty.shape.values]
+    result = [as_dim(d) for d in call.ty.shape.values]
+    split = groups(source, result)
+
+    def reshape(x: Any, old: list[Any], new: list[Any]) -> Any:
+        def element(*i: Any) -> Any:
+            place: list[Any] = []
+            for take, give in split:
+                flat: Any = te.const(0, "int64")
+                for k in give:
+                    flat = flat * new[k] + i[k]
+                place += _unravel(flat, [old[k] for k in take])
+            return x(*place)
+
+        return te.compute(new, element, name="reshape")
+
+    return bb.call_te(reshape, x, source, result, primfunc_name_hint="reshape")
 
 
 def _shape_to_tensor(bb: Any, call: Any) -> Expr:
@@ -27,9 +85,10 @@ def _shape_to_tensor(bb: Any, call: Any) -> Expr:
 
         return te.compute((len(values),), element, "shape_to_tensor")
 
-    return bb.call_te(
-        compute, *symbols, primfunc_name_hint="shape_to_tensor", primfunc_attrs={"op_pattern": _OPAQUE}
-    )
+    return bb.call_te(compute, *symbols, primfunc_name_hint="shape_to_tensor", primfunc_attrs={"op_pattern": _OPAQUE})
 
 
-LEGALIZE = {"relax.shape_to_tensor": _shape_to_tensor}
+LEGALIZE: dict[str, Callable[[Any, Any], Expr]] = {
+    "relax.reshape": _reshape,
+    "relax.shape_to_tensor": _shape_to_tensor,
+}
