@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmc.errors import KernelError
-from llmc.graph import LLMC, Constant, Graph, Node, TensorType
+from llmc.graph import Constant, Graph, Node, TensorType
 from llmc.ops import RULES
 from llmc.ops.context import Emitter
 from llmc.schedules.base import Config
@@ -168,16 +168,19 @@ class _Function:
     # -- nodes --------------------------------------------------------------------------------------------------
     def _node(self, node: Node) -> None:
         kernels = self.module.plan.kernels.get((self.name, node.outputs[0]))
-        if kernels is None:
-            for name in node.inputs:
-                if name and (name in self.flat or name in self.emitter.exprs):
-                    self.value(name)
-            self.emitter.run(node)
-        else:
-            assert node.domain == LLMC
-            {"Linear": self._linear, "Norm": self._norm, "Embedding": self._embedding, "Attention": self._attention}[
-                node.op
-            ](node, *kernels)
+        if kernels is not None:
+            emit: Callable[..., None] = {
+                "Linear": self._linear,
+                "Norm": self._norm,
+                "Embedding": self._embedding,
+                "Attention": self._attention,
+            }[node.op]
+            emit(node, *kernels)
+            return
+        for name in node.inputs:
+            if name in self.flat:
+                self.value(name)
+        self.emitter.run(node)
 
     def _call(self, kernel: Kernel, inputs: list[Expr], weights: list[str], types: list[TensorType]) -> Any:
         out = [relax.TensorType(t.shape, t.dtype) for t in types]

@@ -205,8 +205,11 @@ def _weight_of(edit: Editor, node: Node, transposed: bool) -> str | None:
     if not block and axis == 1 and scale.size > 1:
         return None  # one scale for each input channel
     groups = -(-K // block) if block else 1
-    shape = (N, groups)
-    fit = lambda v: np.ascontiguousarray(np.broadcast_to(v if v.ndim == 2 else v.reshape(-1, 1), shape))  # noqa: E731
+
+    def fit(value: np.ndarray) -> np.ndarray:
+        """One number for each row and group."""
+        return np.ascontiguousarray(np.broadcast_to(value if value.ndim == 2 else value.reshape(-1, 1), (N, groups)))
+
     bits = 4 if codes.dtype.name.endswith("int4") else 8
     weight = QuantizedWeight(np.ascontiguousarray(q), fit(scale), simplest_zero(fit(zero)), bits, block or K)
     edit.types[name] = replace(edit.types[node.inputs[0]], shape=(N, K), dtype="float32")
