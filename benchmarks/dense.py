@@ -5,7 +5,7 @@
     python benchmarks/dense.py --set MR=6 --set NV=4               another configuration
 
 llmc computes the epilogue too; numpy (OpenBLAS) and onnxruntime only the product. All take turns within one run, each
-turn a burst of calls, and the least mean of a burst counts. Up to 8 rows every call reads another copy of the
+turn a burst of calls, and the least time counts. Up to 8 rows every call reads another copy of the
 weights, all copies together larger than the caches, as the layers of a model do.
 """
 
@@ -48,19 +48,16 @@ MODELS = {
 
 
 def in_turns(calls: Mapping[str, Call], seconds: float, burst: float = 0.02) -> dict[str, float]:
-    """Least mean seconds of a burst of each call; a pause before each lets the others' threads fall asleep."""
+    """Least seconds of each call; a pause before each burst of calls lets the others' threads fall asleep."""
     best, end = dict.fromkeys(calls, float("inf")), time.perf_counter() + seconds * len(calls)
-    rounds = 0
-    while rounds < 3 or time.perf_counter() < end:
+    while time.perf_counter() < end:
         for name, call in calls.items():
             time.sleep(0.005)
             call()
-            start, count = time.perf_counter(), 0
-            while count == 0 or time.perf_counter() - start < burst:
+            turn = time.perf_counter() + burst
+            while (start := time.perf_counter()) < turn:
                 call()
-                count += 1
-            best[name] = min(best[name], (time.perf_counter() - start) / count)
-        rounds += 1
+                best[name] = min(best[name], time.perf_counter() - start)
     return best
 
 
@@ -89,9 +86,9 @@ def numpy_call(weight: np.ndarray, copies: int, M: int) -> Call:
 
 
 def onnxruntime_call(weight: np.ndarray, copies: int, M: int) -> Call:
-    """One MatMul for each copy, in one session."""
+    """One MatMul for each copy, in one session. The copies differ, or onnxruntime would keep one of them."""
     N, K = weight.shape
-    layers = [numpy_helper.from_array(np.ascontiguousarray(weight.T), f"w{i}") for i in range(copies)]
+    layers = [numpy_helper.from_array(weight.T + np.float32(i), f"w{i}") for i in range(copies)]
     nodes = [helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]) for i in range(copies)]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["M", K])
     y = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, ["M", N]) for i in range(copies)]
