@@ -92,12 +92,12 @@ def test_shapes_must_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "relative", "cosine", "passes"),
-    [(32, 1e-3, 1, True), (32, 3e-3, 1, False), (8, 0.2, 0.995, True), (8, 0, 0.98, False), (4, 0.5, 0.95, True),
-     (4, 0, 0.8, False), (32, math.nan, math.nan, False), (8, math.nan, math.nan, False)],
+    ("bound", "relative", "cosine", "passes"),
+    [(None, 1e-3, 1, True), (None, 3e-3, 1, False), (0.99, 0.2, 0.995, True), (0.99, 0, 0.98, False),
+     (0.9, 0.5, 0.95, True), (0.9, 0, 0.8, False), (None, math.nan, 1, False), (0.9, 0, math.nan, False)],
 )  # fmt: skip
-def test_tolerances(bits: int, relative: float, cosine: float, passes: bool) -> None:
-    report = checker.CheckReport((checker.OutputCheck("s=1", "y", 1.0, relative, cosine),), {}, bits)
+def test_tolerances(bound: float | None, relative: float, cosine: float, passes: bool) -> None:
+    report = checker.CheckReport((checker.OutputCheck("s=1", "y", 1.0, relative, cosine),), {}, bound)
     assert report.as_json()["passed"] is passes
     if passes:
         report.demand()
@@ -106,10 +106,14 @@ def test_tolerances(bits: int, relative: float, cosine: float, passes: bool) -> 
             report.demand()
 
 
-def test_narrowest_weights_decide() -> None:
-    kinds = ["4-bit, groups of 32", "8-bit, groups of 32"]
-    assert checker.narrowest(types.SimpleNamespace(quantization={"weights": kinds})) == 4
-    assert checker.narrowest(PLAIN) == 32
+@pytest.mark.parametrize(
+    ("format", "weights", "bound"),
+    [("none", [], None), ("none", ["4-bit, groups of 32"], 0.99), ("w8a8", ["8-bit, groups of K"], 0.99),
+     ("w4a8-g32", ["4-bit, groups of 32", "8-bit, groups of 32"], 0.9)],
+)  # fmt: skip
+def test_own_rounding_may_err_more(format: str, weights: list[str], bound: float | None) -> None:
+    manifest = types.SimpleNamespace(quantization={"format": format, "weights": weights})
+    assert checker.cosine_bound(manifest) == bound
 
 
 def test_ids_stay_inside_the_smallest_table(tmp_path: Path) -> None:
