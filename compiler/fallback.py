@@ -81,11 +81,11 @@ def _by_rows(sch: Schedule) -> None:
     row = sch.get_loops(last.block)[depth - 1]
     for p in reversed(producers):
         sch.compute_at(p.block, row, preserve_unit_loops=True)
+    _parallel(sch, sch.get_loops(last.block)[:depth])
     for stage in (*producers, last):
-        inner = sch.get_loops(stage.block)[depth:]
+        inner = sch.get_loops(stage.block)[1:]
         if inner:
             _arrange(sch, stage.block, inner, parallel=False)
-    _parallel(sch, sch.get_loops(last.block)[:depth])
 
 
 # -- stages -----------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def _is_flat(node: Any) -> bool:
         starts = [r.min for r in region.region]
         if len(starts) != len(place) or not all(s.same_as(p) for s, p in zip(starts, place, strict=True)):
             return False
-        shape, loops = region.buffer.shape, [v.dom.extent for v in node.iter_vars]
+        shape, loops = region.source.shape, [v.dom.extent for v in node.iter_vars]
         if not all(tvm_ffi.structural_equal(a, b) for a, b in zip(shape, loops, strict=True)):
             return False
     return True

@@ -43,63 +43,65 @@ def _softmax(f: Any) -> Rule:
 # -- normalisation over the last axes ---------------------------------------------------------------------------
 def rms_norm(ctx: Context, x: Expr, weight: Expr, axis: int, epsilon: float) -> Expr:
     """x / sqrt(mean(x**2) + epsilon) * weight, the mean over the axes from `axis` on; computed in float32."""
-    return _norm(ctx, "rms_norm", x, [weight], axis, epsilon, centred=False)[0]
+    return _norm(ctx, x, [weight], axis, epsilon, centred=False, statistics=False)[0]
 
 
 def layer_norm(
     ctx: Context, x: Expr, weight: Expr, bias: Expr | None, axis: int, epsilon: float
-) -> tuple[Expr, Expr, Expr]:
-    """(y, mean, 1 / standard deviation), the last two of the shape of x with ones from `axis` on."""
-    y, mean, inverse = _norm(
-        ctx, "layer_norm", x, [weight, bias] if bias is not None else [weight], axis, epsilon, True
-    )
-    return y, mean, inverse
+) -> tuple[Expr | None, ...]:
+    """(y, mean, 1 / standard deviation), the last two of the shape of x with ones from `axis` on.
+
+    The statistics are None where the node's outputs 1 and 2 are unused: the kernel then keeps them to itself.
+    """
+    affine = [weight, bias] if bias is not None else [weight]
+    return _norm(ctx, x, affine, axis, epsilon, centred=True, statistics=any(ctx.node.outputs[1:3]))
 
 
 def _norm(
-    ctx: Context, name: str, x: Expr, affine: list[Expr], axis: int, epsilon: float, centred: bool
-) -> tuple[Expr, ...]:
+    ctx: Context, x: Expr, affine: list[Expr], axis: int, epsilon: float, *, centred: bool, statistics: bool
+) -> tuple[Expr | None, ...]:
     dtype, shape = dtype_of(x), list(shape_of(x))
     work = "float64" if dtype == "float64" else "float32"
-    rows = [*shape[:axis], *([1] * (len(shape) - axis))]
-    count: Dim = product(shape[axis:])
+    ones = len(shape) - axis
+    rows = [*shape[:axis], *([1] * ones)]
+    zero = te.const(0, "int64")
 
     def body(x: Any, affine: list[Any], shape: list[Any], rows: list[Any], count: Any) -> Any:
-        def reduction(f: Any, name: str) -> Any:
-            r = [te.reduce_axis((0, d), f"r{n}") for n, d in enumerate(shape[axis:])]
-            return te.compute(rows, lambda *i: te.sum(f(*i[:axis], *r), axis=r), name=name)
+        n = te.const(count, work) if isinstance(count, int) else count.astype(work)
 
         def value(*i: Any) -> Any:
             return x(*i).astype(work)
 
-        n = te.const(count, work) if isinstance(count, int) else count.astype(work)
-        outputs = []
+        def by_row(f: Any, name: str) -> Any:
+            return te.compute(rows, f, name=name)
+
+        def total(f: Any, name: str) -> Any:
+            r = [te.reduce_axis((0, d), f"r{n}") for n, d in enumerate(shape[axis:])]
+            return by_row(lambda *i: te.sum(f(*i[:axis], *r), axis=r), name)
+
+        def row(stage: Any, i: Any) -> Any:
+            return stage(*i[:axis], *([zero] * ones))
+
+        mean = None
         if centred:
-            total = reduction(value, "total")
-            mean = te.compute(rows, lambda *i: total(*i) / n, name="mean")
-            outputs.append(mean)
+            sums = total(value, "total")
+            mean = by_row(lambda *i: sums(*i) / n, "mean")
 
-            def centre(*i: Any) -> Any:
-                return value(*i) - mean(*row(i))
-        else:
-            centre = value
+        def centre(*i: Any) -> Any:
+            return value(*i) if mean is None else value(*i) - row(mean, i)
 
-        def row(i: Any) -> Any:
-            return (*i[:axis], *([te.const(0, "int64")] * (len(shape) - axis)))
+        squares = total(lambda *i: centre(*i) * centre(*i), "squares")
+        inverse = by_row(lambda *i: te.const(1, work) / te.sqrt(squares(*i) / n + te.const(epsilon, work)), "inverse")
 
-        square = reduction(lambda *i: centre(*i) * centre(*i), "square")
-        one = te.const(1, work)
-        inverse = te.compute(rows, lambda *i: one / te.sqrt(square(*i) / n + te.const(epsilon, work)), name="inverse")
-        outputs.append(inverse)
-
-        def element_(*i: Any) -> Any:
-            y = centre(*i) * inverse(*row(i)) * element(affine[0], i).astype(work)
+        def normal(*i: Any) -> Any:
+            y = centre(*i) * row(inverse, i) * element(affine[0], i).astype(work)
             return (y + element(affine[1], i).astype(work) if len(affine) > 1 else y).astype(dtype)
 
-        return [te.compute(shape, element_, name=name), *outputs]
+        y = te.compute(shape, normal, name="norm")
+        return [y, mean, inverse] if statistics else y
 
-    call = compute(ctx, name, body, x, affine, shape, rows, count)
-    return tuple(ctx.emit(relax.TupleGetItem(call, i)) for i in range(3 if centred else 2))
+    call = compute(ctx, "norm", body, x, affine, shape, rows, product(shape[axis:]))
+    return tuple(ctx.emit(relax.TupleGetItem(call, i)) for i in range(3)) if statistics else (call, None, None)
 
 
 def _rms_normalization(ctx: Context) -> Expr:
@@ -107,7 +109,7 @@ def _rms_normalization(ctx: Context) -> Expr:
     return rms_norm(ctx, ctx.x(0), ctx.x(1), axis, float(ctx.attr("epsilon", 1e-5)))
 
 
-def _layer_normalization(ctx: Context) -> tuple[Expr, ...]:
+def _layer_normalization(ctx: Context) -> tuple[Expr | None, ...]:
     axis = ctx.axis(int(ctx.attr("axis", -1)), ctx.rank())
     bias = ctx.x(2) if ctx.has(2) else None
     return layer_norm(ctx, ctx.x(0), ctx.x(1), bias, axis, float(ctx.attr("epsilon", 1e-5)))
@@ -141,7 +143,7 @@ def _grouped(ctx: Context, groups: Dim, weight: Expr, bias: Expr) -> Expr:
     n, c = shape[0], shape[1]
     flat = reshape(ctx, ctx.x(), [n, groups, product([simplify(c // groups), *shape[2:]])])
     one = ctx.literal(np.ones(1), ctx.dtype())
-    y = _norm(ctx, "group_norm", flat, [one], 2, float(ctx.attr("epsilon", 1e-5)), True)[0]
+    y = layer_norm(ctx, flat, one, None, 2, float(ctx.attr("epsilon", 1e-5)))[0]
     y = reshape(ctx, y, shape)
     w, b = (_per_channel(ctx, p, len(shape)) for p in (weight, bias))
     return op.add(ctx.emit(op.multiply(y, w)), b)

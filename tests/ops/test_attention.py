@@ -65,6 +65,14 @@ def mha(s, t, *rest, label="", dims=False, **attrs):
     )
 
 
+def packed(qkv):
+    """MultiHeadAttention of [B, S, H, 3, D], for which onnxruntime has no CPU kernel."""
+    q, k, v = np.moveaxis(qkv.astype(np.float64), 3, 0).swapaxes(2, 3)
+    scores = np.exp(q @ k.swapaxes(2, 3) / np.sqrt(D))
+    out = scores / scores.sum(-1, keepdims=True) @ v
+    return [out.swapaxes(1, 2).reshape(B, S, H * D).astype(np.float32)]
+
+
 def onnx_attention(q, k, v, *rest, opset=23, **options):
     """ai.onnx Attention; onnxruntime lags behind its clarifications, so the reference is ONNX's."""
     return case("Attention", q, k, v, *rest, opset=opset, reference="onnx", **options)
@@ -99,7 +107,9 @@ CASES = [
     mha(S, 9, None, None, f32(B, H, S, 9), label="attention-bias", scale=0.2),
     mha(S, S, None, None, None, f32(B, H, P, D), f32(B, H, P, D), label="past", outputs=3),
     mha(S, S, unidirectional=1, label="causal"),
-    case("MultiHeadAttention", f32(B, S, H, 3, D), None, None, domain="com.microsoft", num_heads=H, label="packed"),
+    case(
+        "MultiHeadAttention", f32(B, S, H, 3, D), domain="com.microsoft", num_heads=H, label="packed", reference=packed
+    ),
     case(
         "MultiHeadAttention",
         f32(B, S, H * D),
