@@ -113,9 +113,9 @@ class LowBitLinear(Template):
     [blocks, lanes], in the order of the weight's rows).
 
     Knobs: rows M up to `skinny` take one pass over the packed weights with `blocks` row blocks in flight, prefetched
-    `ahead_one` (M = 1) or `ahead_many` bytes before their use (0: left to the hardware). More rows use register blocks of MR rows by NV row
-    blocks, and threads share a panel's rows in spans of about `task_rows`. KU unrolls k: in quads of four for a8, in
-    single steps of the expanded panel for a32.
+    `ahead_one` (M = 1) or `ahead_many` bytes before their use (0: left to the hardware). More rows use register
+    blocks of MR rows by NV row blocks, and threads share a panel's rows in spans of about `task_rows`. KU unrolls k:
+    in quads of four for a8, in single steps of the expanded panel for a32.
     """
 
     name = "lowbit"
@@ -161,7 +161,7 @@ class LowBitLinear(Template):
 
     def default(self, workload: LowBitLinearWorkload, target: Target) -> dict[str, int | str]:
         wide = target.vector_registers >= 32
-        MR = 6 if wide else 3
+        MR = 5 if wide else 3
         return {
             "MR": MR,
             "NV": 2,

@@ -19,7 +19,13 @@ class Float32Kernel(LowBitKernel):
     def activations(self, M: Any) -> Any:
         return self.x
 
-    def stream(self, x: Any, rows: int, blocks: list[Any]) -> Block:
+    def multiply(self, x: Any, panel: Any, first: Any, rows: int, blocks: list[Any], ahead: int) -> Block:
+        if panel is None:
+            return self._packed(x, rows, blocks, ahead)
+        return self._expanded(x, panel, first, rows, len(blocks))
+
+    def _packed(self, x: Any, rows: int, blocks: list[Any], ahead: int) -> Block:
+        """The first rows times packed blocks, taken apart in registers."""
         layout, per = self.layout, 4 * self.layout.codes_per_byte
         chains = self._chains(rows, len(blocks))
         acc = [self.zeros(rows, len(blocks)) for _ in range(chains)]
@@ -27,7 +33,7 @@ class Float32Kernel(LowBitKernel):
         def line(g: Any, i: Any, count: int) -> None:
             """The first `count` k of line i of group g."""
             for v, block in enumerate(blocks):
-                self.prefetch_line(block, g, i, self.ahead(rows))
+                self.prefetch_line(block, g, i, ahead)
                 packed, scale, shift = self.line(block, g, i), self.scales(block, g), self._shift(block, g)
                 for j in range(count):
                     weight = T.bind(self.simd.fma(self._code(packed, j), scale, shift))
@@ -63,11 +69,11 @@ class Float32Kernel(LowBitKernel):
                     T.buffer_store(scratch, weight, [g * layout.group + i * per + j, v, self.simd.span(0)])
         return scratch
 
-    def multiply(self, x: Any, panel: Any, first: Any, rows: int, blocks: list[Any]) -> Block:
-        acc = self.zeros(rows, len(blocks))
+    def _expanded(self, x: Any, panel: Any, first: Any, rows: int, blocks: int) -> Block:
+        acc = self.zeros(rows, blocks)
 
         def step(k: Any) -> None:
-            weights = [T.bind(panel[k, v, self.simd.span(0)]) for v in range(len(blocks))]
+            weights = [T.bind(panel[k, v, self.simd.span(0)]) for v in range(blocks)]
             for m, row in enumerate(acc):
                 value = T.bind(self.simd.splat(x[first + m, k]))
                 for register, weight in zip(row, weights, strict=True):

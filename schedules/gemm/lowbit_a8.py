@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 _SERIAL = 1 << 14  # values that one thread quantises sooner (about 1 us) than it wakes others
 
-Codes = Callable[[Any, Any, int], list[Callable[[int], Any]]]  # (group, first quad, count) -> [quad](row block)
-
 
 class Int8Kernel(LowBitKernel):
     """y = sum over groups of (scale * x_scale) * dot(codes, xq) [+ (-zero * scale) * x_scale * sum(xq)].
@@ -46,73 +44,18 @@ class Int8Kernel(LowBitKernel):
                 self.quantizer.row(self.x, out, m)
         return out
 
-    def stream(self, x: Quantized, rows: int, blocks: list[Any]) -> Block:
-        def codes(g: Any, first: Any, count: int) -> list[Callable[[int], Any]]:
-            per, line, ahead = self.layout.codes_per_byte, T.bind(first // self.layout.codes_per_byte), self.ahead(rows)
-            if isinstance(first, int) and first == 0:
-                for block in blocks:
-                    self.prefetch_planes(block, g, ahead)
-            packed: dict[tuple[int, int], Any] = {}
-
-            def code(t: int, v: int) -> Any:
-                at = v, t // per
-                if at not in packed:
-                    self.prefetch_line(blocks[v], g, line + t // per, ahead)
-                    packed[at] = self.line(blocks[v], g, line + t // per)
-                return self._code(packed[at], t % per)
-
-            return [lambda v, t=t: code(t, v) for t in range(count)]  # type: ignore[misc]
-
-        return self._walk(x, codes, 0, rows, blocks)
-
-    def expand(self, blocks: list[Any]) -> Any:
-        """Scratch [groups, quads of a group, NV, 4R] uint8; codes that are bytes already stay where they are."""
-        layout, width = self.layout, 4 * self.simd.lanes
-        per = layout.codes_per_byte
-        if per == 1:
-            return None
-        scratch = T.alloc_buffer((layout.groups, layout.group // 4, len(blocks), width), "uint8")
-        with T.serial(0, layout.groups) as g, T.serial(0, layout.lines) as i:
-            for v, block in enumerate(blocks):
-                self.prefetch_line(block, g, i, self.ahead_many)
-                line = self.line(block, g, i)
-                for p in range(per):
-                    T.buffer_store(scratch, self._code(line, p), [g, i * per + p, v, self.simd.span(0, width)])
-        return scratch
-
-    def multiply(self, x: Quantized, panel: Any, first: Any, rows: int, blocks: list[Any]) -> Block:
-        width = 4 * self.simd.lanes
-
-        def codes(g: Any, quad: Any, count: int) -> list[Callable[[int], Any]]:
-            def code(t: int, v: int) -> Any:
-                if panel is None:
-                    return self.line(blocks[v], g, quad + t)
-                return panel[g, quad + t, v, self.simd.span(0, width)]
-
-            return [lambda v, t=t: code(t, v) for t in range(count)]  # type: ignore[misc]
-
-        return self._walk(x, codes, first, rows, blocks)
-
-    def _code(self, line: Any, p: int) -> Any:
-        """The p-th code of every byte."""
-        bits, width = self.layout.bits, 4 * self.simd.lanes
-        if p:
-            line = T.shift_right(line, T.broadcast(T.uint8(bits * p), width))
-        if p == self.layout.codes_per_byte - 1:
-            return line
-        return T.bitwise_and(line, T.broadcast(T.uint8(2**bits - 1), width))
-
-    def _walk(self, x: Quantized, codes: Codes, first: Any, rows: int, blocks: list[Any]) -> Block:
-        """Rows first to first + rows times `blocks`, over all groups."""
+    def multiply(self, x: Quantized, panel: None, first: Any, rows: int, blocks: list[Any], ahead: int) -> Block:
         acc = self.zeros(rows, len(blocks))
         if self.layout.groups == 1:
-            self._group(x, codes, first, blocks, 0, acc)
+            self._group(x, first, blocks, 0, acc, ahead)
         else:
             with T.serial(0, self.layout.groups) as g:
-                self._group(x, codes, first, blocks, g, acc)
+                for block in blocks:
+                    self.prefetch_planes(block, g, ahead)
+                self._group(x, first, blocks, g, acc, ahead)
         return acc
 
-    def _group(self, x: Quantized, codes: Codes, first: Any, blocks: list[Any], g: Any, acc: Block) -> None:
+    def _group(self, x: Quantized, first: Any, blocks: list[Any], g: Any, acc: Block, ahead: int) -> None:
         """acc += one group's products."""
         simd = self.simd
         sums = [[simd.reg("int32") for _ in row] for row in acc]
@@ -121,20 +64,23 @@ class Int8Kernel(LowBitKernel):
             for register in row:
                 register.v = start
 
-        def step(quad: Any, count: int) -> None:
-            k = g * self.layout.group + quad * 4
-            quads = [lambda m, t=t: simd.broadcast_quad(x.q, first + m, k + t * 4) for t in range(count)]  # type: ignore[misc]
-            self.dot.accumulate(sums, codes(g, quad, count), quads)
+        def step(line: Any, lines: int) -> None:
+            k = g * self.layout.group + line * (4 * self.layout.codes_per_byte)
+            quads = [
+                lambda m, t=t: simd.broadcast_quad(x.q, first + m, k + t * 4)  # type: ignore[misc]
+                for t in range(lines * self.layout.codes_per_byte)
+            ]
+            self.dot.accumulate(sums, self._codes(blocks, g, line, lines, ahead), quads)
 
-        quads = self.layout.group // 4
-        whole, left = divmod(quads, self.KU)
+        lines = self.KU // self.layout.codes_per_byte
+        whole, left = divmod(self.layout.lines, lines)
         if whole == 1:
-            step(0, self.KU)
+            step(0, lines)
         elif whole:
             with T.serial(0, whole) as s:
-                step(s * self.KU, self.KU)
+                step(s * lines, lines)
         if left:
-            step(whole * self.KU, left)
+            step(whole * lines, left)
 
         for v, block in enumerate(blocks):
             scale = self.scales(block, g)
@@ -144,3 +90,21 @@ class Int8Kernel(LowBitKernel):
                 row[v].v = simd.fma(total, scale * simd.splat(x.scale[first + m, g]), row[v].v)
                 if zero is not None and x.total is not None:
                     row[v].v = simd.fma(zero, simd.splat(x.total[first + m, g]), row[v].v)
+
+    def _codes(self, blocks: list[Any], g: Any, line: Any, lines: int, ahead: int) -> list[Callable[[int], Any]]:
+        """For each quad of k in `lines` lines from `line`: which codes row block v multiplies it with.
+
+        A line is loaded when its first quad is asked for, and taken apart in registers: expanding a panel once for
+        all rows costs as much traffic from L2 as it saves instructions.
+        """
+        bits, per, width = self.layout.bits, self.layout.codes_per_byte, 4 * self.simd.lanes
+        loaded: dict[tuple[int, int], Any] = {}
+
+        def code(v: int, i: int, p: int) -> Any:
+            if p == 0:
+                self.prefetch_line(blocks[v], g, line + i, ahead)
+                loaded[v, i] = self.line(blocks[v], g, line + i)
+            shifted = T.shift_right(loaded[v, i], T.broadcast(T.uint8(bits * p), width)) if p else loaded[v, i]
+            return shifted if p == per - 1 else T.bitwise_and(shifted, T.broadcast(T.uint8(2**bits - 1), width))
+
+        return [lambda v, i=i, p=p: code(v, i, p) for i in range(lines) for p in range(per)]  # type: ignore[misc]

@@ -2,11 +2,10 @@
 
 Every body walks a register block, `rows` rows of x by some row blocks of the weight, over all of K:
 
-- M up to the knob `skinny`: one pass over the packed weights, all rows at once, codes taken apart in registers. The
-  weights stream from memory, each byte read once.
-- more: a panel of NV row blocks is expanded once to one element a code, into scratch that stays in the cache, and
-  blocks of MR rows pass over it. The last block starts at M - MR: it computes a few rows twice, with equal results,
-  and tails need no code of their own.
+- M up to the knob `skinny`: one pass over the packed weights, all rows at once. The weights stream from memory, each
+  byte read once.
+- more: blocks of MR rows pass over a panel of NV row blocks, which stays in the cache. The last block starts at
+  M - MR: it computes a few rows twice, with equal results, and tails need no code of their own.
 """
 
 from __future__ import annotations
@@ -43,20 +42,17 @@ class LowBitKernel(ABC):
         """Prepare all M rows of x; what `stream` and `multiply` read them from."""
 
     @abstractmethod
-    def stream(self, x: Any, rows: int, blocks: list[Any]) -> Block:
-        """Rows 0 to `rows` times the packed row blocks `blocks`."""
+    def multiply(self, x: Any, panel: Any, first: Any, rows: int, blocks: list[Any], ahead: int) -> Block:
+        """Rows first to first + rows of x times row blocks of the weight. `panel` is what `expand` made of them, or
+        None: then they are read packed, and asked for `ahead` bytes before their use."""
 
-    @abstractmethod
     def expand(self, blocks: list[Any]) -> Any:
-        """The panel of these row blocks in scratch."""
-
-    @abstractmethod
-    def multiply(self, x: Any, panel: Any, first: Any, rows: int, blocks: list[Any]) -> Block:
-        """Rows first to first + rows times the panel."""
+        """Scratch with these row blocks in the form that many rows multiply with; None: the packed form itself."""
+        return None
 
     @abstractmethod
     def registers(self, rows: int, blocks: int) -> int:
-        """Registers that a block of `stream` keeps."""
+        """Registers that a block over packed weights keeps."""
 
     # -- the function ---------------------------------------------------------------------------------------------
     def build(self) -> Any:
@@ -88,13 +84,13 @@ class LowBitKernel(ABC):
         halves, flight = self.layout.halves, self.flight
         while flight > 1 and self.registers(rows, flight) >= self.simd.target.vector_registers:
             flight //= 2
-        task_blocks = max(self.flight, halves)
+        task_blocks, ahead = max(self.flight, halves), self.ahead_one if rows == 1 else self.ahead_many
         with T.parallel(0, -(-self.layout.used_blocks // task_blocks)) as task:
             for start in range(0, task_blocks, max(flight, halves)):
                 acc: Block = [[] for _ in range(rows)]
                 for b in range(start, start + max(flight, halves), flight):
                     blocks = [T.bind(task * task_blocks + b + v) for v in range(flight)]
-                    for row, more in zip(acc, self.stream(x, rows, blocks), strict=True):
+                    for row, more in zip(acc, self.multiply(x, None, 0, rows, blocks, ahead), strict=True):
                         row.extend(more)
                 self._finish(acc, 0, T.bind(task * task_blocks + start))
 
@@ -109,9 +105,16 @@ class LowBitKernel(ABC):
             blocks = [T.bind(panel * NV + v) for v in range(NV)]
             expanded = self.expand(blocks)
             low, high = (T.bind(T.floordiv((span + i) * row_blocks, spans)) for i in (0, 1))
-            with T.serial(low, high) as r:
+
+            def rows(r: Any, ahead: int) -> None:
                 first = T.bind(T.min(r * MR, M - MR))
-                self._finish(self.multiply(x, expanded, first, MR, blocks), first, blocks[0])
+                self._finish(self.multiply(x, expanded, first, MR, blocks, ahead), first, blocks[0])
+
+            if expanded is None and self.ahead_many:  # the first rows find the weights in memory, the others in cache
+                rows(low, self.ahead_many)
+                low = low + 1
+            with T.serial(low, high) as r:
+                rows(r, 0)
 
     # -- pieces that the compute types share ----------------------------------------------------------------------
     def zeros(self, rows: int, blocks: int, dtype: str = "float32") -> Block:
@@ -125,10 +128,6 @@ class LowBitKernel(ABC):
 
     def line(self, block: Any, g: Any, line: Any) -> Any:
         return T.bind(self.q[block, g, line, self.simd.span(0, 4 * self.simd.lanes)])
-
-    def ahead(self, rows: int) -> int:
-        """How many bytes before its use a code is asked for. One row leaves the core time to run ahead by itself."""
-        return self.ahead_one if rows == 1 else self.ahead_many
 
     def prefetch_line(self, block: Any, g: Any, line: Any, ahead: int) -> None:
         if ahead:
