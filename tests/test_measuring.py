@@ -106,6 +106,13 @@ def test_tolerances(bound: float | None, relative: float, cosine: float, passes:
             report.demand()
 
 
+def test_caches_of_a_rounded_model_are_not_judged() -> None:
+    bad = checker.OutputCheck("s=1", "present.0.key", 1.0, 1.0, 0.1)
+    checker.CheckReport((bad,), {}, 0.99).demand()
+    with pytest.raises(CheckError):
+        checker.CheckReport((bad,), {}, None).demand()
+
+
 @pytest.mark.parametrize(
     ("format", "weights", "bound"),
     [("none", [], None), ("none", ["4-bit, groups of 32"], 0.99), ("w8a8", ["8-bit, groups of K"], 0.99),
