@@ -208,12 +208,23 @@ class Editor:
                 del self.producer[out]
 
     def replace_uses(self, old: str, new: str) -> None:
-        """Every reader of `old` reads `new` from now on; a graph output keeps its name through an Identity."""
+        """Every reader of `old` reads `new` from now on. Where `old` is an output of the graph, whoever makes `new`
+        makes it under the name `old`; an input or constant needs an Identity for that."""
+        self._redirect(old, new)
+        if old not in self.graph.outputs:
+            return
+        maker = self.producer.get(new)
+        if maker is None or new in self.graph.outputs:
+            self.add(Node("Identity", (new,), (old,), version=1))
+            return
+        self.remove(maker)
+        self.add(replace(maker, outputs=tuple(old if o == new else o for o in maker.outputs)))
+        self._redirect(new, old)
+
+    def _redirect(self, old: str, new: str) -> None:
         for node in list(self.consumers.get(old, ())):
             self.remove(node)
             self._insert(replace(node, inputs=tuple(new if i == old else i for i in node.inputs)))
-        if old in self.graph.outputs:
-            self.add(Node("Identity", (new,), (old,), version=1))
 
     def finish(self) -> Graph:
         return prune(replace(self.graph, nodes=tuple(self.nodes.values()), types=self.types, constants=self.constants))

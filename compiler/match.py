@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -37,6 +38,12 @@ def scalar(edit: Editor, name: str) -> float | None:
     """A constant of one element, as a Python float."""
     value = array(edit, name)
     return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+
+
+def is_scalar(edit: Editor, name: str, value: float) -> bool:
+    """Is this the constant `value`, up to what storing it in 8 bits does to it?"""
+    stored = scalar(edit, name)
+    return stored is not None and math.isclose(stored, value, rel_tol=1e-4)
 
 
 def ints(edit: Editor, name: str) -> list[int] | None:

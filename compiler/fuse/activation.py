@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from llmc.graph import LLMC, Editor, Graph, Node
-from llmc.match import made_by, nodes, other, scalar
+from llmc.match import is_scalar, made_by, nodes, other, scalar
 
 _CONTRIB = {"FastGelu": "gelu_tanh", "Gelu": "gelu"}
 
@@ -67,13 +67,14 @@ def _product(edit: Editor, name: str) -> tuple[float, list[str]] | None:
 def _gelu(edit: Editor, node: Node) -> None:
     """0.5 · x · (1 + erf(x / sqrt 2)), its factors in any order; and the tanh approximation."""
     found = _product(edit, node.outputs[0])
-    if found is None or not math.isclose(found[0], 0.5, rel_tol=1e-5) or len(found[1]) != 2:
+    if found is None or not math.isclose(found[0], 0.5, rel_tol=1e-4) or len(found[1]) != 2:
         return
     for x, gate in (found[1], found[1][::-1]):
         add = made_by(edit, gate, "Add")
-        if add is None or 1.0 not in (scalar(edit, add.inputs[0]), scalar(edit, add.inputs[1])):
+        ones = [is_scalar(edit, i, 1.0) for i in add.inputs] if add is not None else []
+        if add is None or not any(ones):
             continue
-        inner = add.inputs[1] if scalar(edit, add.inputs[0]) == 1.0 else add.inputs[0]
+        inner = add.inputs[1] if ones[0] else add.inputs[0]
         if _is_erf(edit, inner, x):
             _activation(edit, node, x, "gelu")
             return
@@ -102,5 +103,5 @@ def _is_tanh(edit: Editor, name: str, x: str) -> bool:
         return False
     power = made_by(edit, cubic[1][0], "Pow") if len(cubic[1]) == 1 else None
     return cubic[1] == [x, x, x] or (
-        power is not None and power.inputs[0] == x and scalar(edit, power.inputs[1]) == 3.0
+        power is not None and power.inputs[0] == x and is_scalar(edit, power.inputs[1], 3.0)
     )

@@ -30,7 +30,7 @@ def _mask(edit: Editor, masks: dict[str, Mask], name: str, batch: Dim, queries: 
     return masks[name]
 
 
-# -- ai.onnx Attention (opset 23 and later) -----------------------------------------------------------------------------
+# -- ai.onnx Attention (opset 23 and later) --------------------------------------------------------------
 def _standard(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
     q, k, v = node.inputs[:3]
     past = node.input(4), node.input(5)
@@ -91,7 +91,7 @@ def _restore_heads(edit: Editor, flat: str, name: str, heads: int) -> None:
         split_heads(edit, flat, name, heads)
 
 
-# -- MatMul, Softmax, MatMul --------------------------------------------------------------------------------------------
+# -- MatMul, Softmax, MatMul ------------------------------------------------------------------------------
 def _primitive(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
     if node.attrs.get("axis", -1) not in (-1, 3) or rank(edit, node.inputs[0]) != 4:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmc.graph import LLMC, Editor, Graph, Node
-from llmc.match import array, made_by, nodes, other, rank, scalar
+from llmc.match import array, is_scalar, made_by, nodes, other, rank, scalar
 
 _SIMPLIFIED = ("SimplifiedLayerNormalization", "RMSNormalization")
 _SKIP = {"SkipLayerNormalization": "layer", "SkipSimplifiedLayerNormalization": "rms"}
@@ -78,7 +78,7 @@ def _square(edit: Editor, name: str) -> str | None:
     if node is None:
         return None
     if node.op == "Pow":
-        return node.inputs[0] if scalar(edit, node.inputs[1]) == 2.0 else None
+        return node.inputs[0] if is_scalar(edit, node.inputs[1], 2.0) else None
     return node.inputs[0] if node.inputs[0] == node.inputs[1] else None
 
 
@@ -101,8 +101,8 @@ def _inverse_root(edit: Editor, name: str) -> tuple[str, float] | None:
     if node is None:
         return None
     if node.op == "Pow":
-        return _root_mean_square(edit, node.inputs[0]) if scalar(edit, node.inputs[1]) == -0.5 else None
-    if node.op == "Div" and scalar(edit, node.inputs[0]) != 1.0:
+        return _root_mean_square(edit, node.inputs[0]) if is_scalar(edit, node.inputs[1], -0.5) else None
+    if node.op == "Div" and not is_scalar(edit, node.inputs[0], 1.0):
         return None
     return _root(edit, node.inputs[-1])
 

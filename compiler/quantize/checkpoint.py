@@ -14,17 +14,9 @@ import numpy as np
 
 from llmc.graph import Editor, Graph, Node
 from llmc.match import array, made_by, nodes, only_user, rank, scalar
+from llmc.quantize.activations import LIMITS, drop_pairs, float_source, fold_constants
 from llmc.quantize.linears import linear
 from llmc.schedules.formats import QuantizedWeight
-
-_LIMITS = {
-    "int8": (-128, 127),
-    "uint8": (0, 255),
-    "int4": (-8, 7),
-    "uint4": (0, 15),
-    "int16": (-32768, 32767),
-    "uint16": (0, 65535),
-}
 
 
 def read_quantized(graph: Graph) -> Graph:
@@ -42,6 +34,10 @@ def read_quantized(graph: Graph) -> Graph:
         _dequantized_matmul(edit, node)
     for node in nodes(edit, "Gather"):
         _dequantized_gather(edit, node)
+    for node in nodes(edit, "DequantizeLinear"):
+        _gathered_codes(edit, node)
+    drop_pairs(edit)
+    fold_constants(edit)
     return edit.finish()
 
 
@@ -141,7 +137,7 @@ def _matmul_integer(edit: Editor, node: Node) -> None:
 def _from_columns(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> QuantizedWeight:
     """[K, N] integers with one scale and zero point a column (or one for all) to the [N, K] form."""
     K, N = codes.shape
-    shift = -_LIMITS[codes.dtype.name][0]
+    shift = -LIMITS[codes.dtype.name][0]
     q = np.ascontiguousarray((codes.astype(np.int16) + shift).T.astype(np.uint8))
     zeros = np.broadcast_to(zero.astype(np.float32).reshape(-1) + shift, (N,)).reshape(N, 1)
     scales = np.broadcast_to(scale.astype(np.float32), (N,)).reshape(N, 1).copy()
@@ -150,12 +146,10 @@ def _from_columns(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> Qua
 
 # -- DequantizeLinear of a constant -----------------------------------------------------------------------------------
 def _dequantized_matmul(edit: Editor, node: Node) -> None:
-    dequantize = made_by(edit, node.inputs[1], "DequantizeLinear")
-    transposed = bool(node.attrs.get("transB", 0))
-    if dequantize is None:
-        transpose = made_by(edit, node.inputs[1], "Transpose")
-        dequantize = made_by(edit, transpose.inputs[0], "DequantizeLinear") if transpose is not None else None
-        transposed = True
+    weight = float_source(edit, node.inputs[1]) or node.inputs[1]
+    transpose = made_by(edit, weight, "Transpose")
+    transposed = bool(node.attrs.get("transB", 0)) or transpose is not None
+    dequantize = made_by(edit, transpose.inputs[0] if transpose is not None else weight, "DequantizeLinear")
     if dequantize is None or rank(edit, node.inputs[0]) < 2 or array(edit, node.inputs[0]) is not None:
         return
     if node.op == "Gemm" and (node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("transA", 0)):
@@ -164,8 +158,9 @@ def _dequantized_matmul(edit: Editor, node: Node) -> None:
     name = _weight_of(edit, dequantize, transposed)
     if name is None or bias is None:
         return
-    x, activations = _float_activation(edit, node.inputs[0])
-    linear(edit, node, x, name, bias=bias, activations=activations)
+    x = float_source(edit, node.inputs[0])
+    activations = "a32" if x is None else "a8"
+    linear(edit, node, x or node.inputs[0], name, bias=bias, activations=activations)
 
 
 def _dequantized_gather(edit: Editor, node: Node) -> None:
@@ -176,8 +171,23 @@ def _dequantized_gather(edit: Editor, node: Node) -> None:
         edit.add(replace(node, inputs=(name, node.inputs[1])))
 
 
+def _gathered_codes(edit: Editor, node: Node) -> None:
+    """DequantizeLinear(Gather(codes)): the lookup of a table that is quantised as a whole."""
+    gather = made_by(edit, node.inputs[0], "Gather")
+    if gather is None or gather.attrs.get("axis", 0) != 0 or scalar(edit, node.inputs[1]) is None:
+        return
+    name = _weight_of(edit, replace(node, inputs=(gather.inputs[0], *node.inputs[1:])), True)
+    if name is not None:
+        edit.remove(node)
+        edit.add(replace(gather, inputs=(name, gather.inputs[1]), outputs=node.outputs))
+
+
 def _weight_of(edit: Editor, node: Node, transposed: bool) -> str | None:
     """The constant under a DequantizeLinear as a QuantizedWeight; `transposed` says that it is stored [N, K]."""
+    turned = made_by(edit, node.inputs[0], "Transpose")
+    if turned is not None and rank(edit, turned.inputs[0]) == 2:
+        attrs = {**node.attrs, "axis": 1 - int(node.attrs.get("axis", 1)) % 2}
+        node, transposed = replace(node, inputs=(turned.inputs[0], *node.inputs[1:]), attrs=attrs), not transposed
     name = f"{node.inputs[0]}.codes{'.T' if transposed else ''}"
     if name in edit.constants:
         return name
@@ -188,12 +198,12 @@ def _weight_of(edit: Editor, node: Node, transposed: bool) -> str | None:
         or scale is None
         or zero is None
         or codes.ndim != 2
-        or codes.dtype.name not in _LIMITS
+        or codes.dtype.name not in LIMITS
         or codes.dtype.itemsize > 1
     ):
         return None
     axis, block = int(node.attrs.get("axis", 1)) % 2, int(node.attrs.get("block_size", 0))
-    shift = -_LIMITS[codes.dtype.name][0]
+    shift = -LIMITS[codes.dtype.name][0]
     q = (codes.astype(np.int16) + shift).astype(np.uint8)
     scale, zero = scale.astype(np.float32), zero.astype(np.float32) + shift
     if not transposed:
@@ -227,23 +237,3 @@ def _dequantized_row(edit: Editor, name: str) -> str | None:
     if node is None or codes is None or scale is None:
         return None
     return edit.constant(f"{name}.row", (codes.astype(np.float32) * scale.astype(np.float32)).reshape(-1))
-
-
-def _float_activation(edit: Editor, name: str) -> tuple[str, str]:
-    """(the float value behind DequantizeLinear(QuantizeLinear(x)), clipped as the pair clips it; compute type)."""
-    dequantize = made_by(edit, name, "DequantizeLinear")
-    quantize = made_by(edit, dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
-    if dequantize is None or quantize is None:
-        return name, "a32"
-    dtype = edit.types[quantize.outputs[0]].dtype
-    scale = scalar(edit, quantize.inputs[1])
-    zero = scalar(edit, quantize.input(2)) if quantize.input(2) else 0.0
-    if dtype not in _LIMITS or scale is None or zero is None:
-        return name, "a8"
-    low, high = ((limit - zero) * scale for limit in _LIMITS[dtype])
-    clipped = f"{quantize.inputs[0]}.clipped"
-    if clipped not in edit.types:
-        bounds = [edit.constant(f"{clipped}.{k}", np.asarray(v, np.float32)) for k, v in (("low", low), ("high", high))]
-        node = Node("Clip", (quantize.inputs[0], *bounds), (clipped,), {}, "", quantize.name, 13)
-        edit.add(node, [edit.types[name]])
-    return clipped, "a8"
