@@ -52,9 +52,8 @@ def main() -> None:
         threads=args.threads,
         repeat=args.repeat,
         vocabulary=decoder.vocab_size,
-        progress=lambda message: print(f"\r\033[K{message}", end="", file=sys.stderr),
+        progress=_progress if sys.stderr.isatty() else lambda message: None,
     )
-    print("\r\033[K", end="", file=sys.stderr)
     if args.json:
         print(json.dumps({name: as_json(result) for name, result in results.items()}, indent=2))
         return
@@ -72,6 +71,11 @@ def main() -> None:
             ratio = figure.median / ours.figures[task.name].median
             cells += f"{f'{figure.median:.1f} [{figure.low:.1f}–{figure.high:.1f}] {ratio:.2f}×':>34}"
         print(f"{name:20}{cells}{result.load_s:8.2f}{result.peak_rss_mb:7.0f}")
+
+
+def _progress(message: str) -> None:
+    """Overwrites one line."""
+    print(f"\033[K{message}", end="\r", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
