@@ -56,8 +56,9 @@ def to_tensor(array: np.ndarray) -> Any:
 
 def to_numpy(tensor: Any) -> np.ndarray:
     """An array that shares the memory of a tensor of any dtype."""
-    dtype = numpy_dtype(str(tensor.dtype))
-    if dtype.isbuiltin == 1:
+    try:
         return np.from_dlpack(tensor)
-    shape = tuple(tensor.shape)
-    return np.from_dlpack(view(tensor, "uint8", (math.prod(shape) * dtype.itemsize,))).view(dtype).reshape(shape)
+    except (BufferError, RuntimeError):  # a dtype that numpy does not know
+        shape, dtype = tuple(tensor.shape), numpy_dtype(str(tensor.dtype))
+        raw = np.from_dlpack(view(tensor, "uint8", (math.prod(shape) * dtype.itemsize,)))
+        return raw.view(dtype).reshape(shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +29,19 @@ class Function:
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Raises InputError if `inputs` are not those that the function takes."""
-        result = self.run(*(to_tensor(aligned(array)) for array in bind(self.spec, inputs)))
+        result = self.run(self.arguments(to_tensor(aligned(array)) for array in bind(self.spec, inputs)))
         tensors = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
         names = [spec.name for spec in self.spec.outputs]
         return dict(zip(names, map(to_numpy, tensors), strict=True))
 
-    def run(self, *inputs: Any) -> Any:
-        """The runtime's tensors in, its result (a tensor or an array of them) out; nothing is checked beforehand."""
+    def arguments(self, inputs: Iterable[Any]) -> tuple[Any, ...]:
+        """What `run` takes: the runtime's tensors of all inputs, then the weights."""
+        return (*inputs, *self._weights)
+
+    def run(self, arguments: tuple[Any, ...]) -> Any:
+        """The result, a tensor or an array of them; nothing is checked beforehand."""
         try:
-            return self._code(*inputs, *self._weights)
+            return self._code(*arguments)
         except Exception as error:
             what = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"the compiled code refused these inputs: {what}", where=self.name) from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tvm_ffi
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 CHUNK = 512  # tokens per call while reading a prompt: bounds the memory of activations, long enough for full speed
 _FIRST_CAPACITY = 512
+
+
+class _Call(NamedTuple):
+    """Arguments of a step function, and the arrays [B, S] among them to be filled in beforehand."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+    arguments: tuple[Any, ...]
 
 
 class Session:
@@ -41,7 +49,7 @@ class Session:
         self._kv_len = aligned_zeros((batch,), np.int64)
         self._capacity = 0
         self._caches: list[np.ndarray] = []  # k, v of each layer
-        self._tensors: tuple[Any, ...] = ()  # kv_len, then the caches: what every call shares
+        self._single_calls: dict[str, _Call] = {}  # by function
         self._resize(self._limit(_FIRST_CAPACITY))
 
     @property
@@ -100,18 +108,27 @@ class Session:
     def _step(self, function: Function, tokens: np.ndarray) -> np.ndarray:
         """Logits [B, S, V] (`step`) or [B, 1, V] (`step_last`) of a chunk of ids [B, S]."""
         count = tokens.shape[1]
-        ids = aligned_zeros(tokens.shape, np.int64)
-        ids[...] = tokens
-        inputs = [to_tensor(ids)]
-        if "position_ids" in self.decoder.inputs:
-            positions = aligned_zeros(tokens.shape, np.int64)
-            positions[...] = np.arange(self.length, self.length + count)
-            inputs.append(to_tensor(positions))
-        self._kv_len[:] = self.length + count
-        result = function.run(*inputs, *self._tensors)
+        call = self._call(function, count)
+        call.ids[...] = tokens
+        call.positions[...] = np.arange(self.length, self.length + count)
+        self._kv_len[...] = self.length + count
+        result = function.run(call.arguments)
         self.length += count
         # A function may return the caches after the logits: they are the very same memory.
         return to_numpy(result if isinstance(result, tvm_ffi.Tensor) else result[0])
+
+    def _call(self, function: Function, count: int) -> _Call:
+        """A call with `count` tokens. Calls with one are kept: a kernel leaves nothing of Python's in the CPU's caches,
+        and touching hundreds of tensors' reference counts anew for every token would cost a tenth of its time."""
+        if count == 1 and function.name in self._single_calls:
+            return self._single_calls[function.name]
+        ids, positions = (aligned_zeros((self.batch, count), np.int64) for _ in range(2))
+        small = {"input_ids": ids, "position_ids": positions, "kv_len": self._kv_len}
+        inputs = (to_tensor(small[name]) for name in self.decoder.inputs)
+        call = _Call(ids, positions, function.arguments((*inputs, *map(to_tensor, self._caches))))
+        if count == 1:
+            self._single_calls[function.name] = call
+        return call
 
     def _check(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         tokens = np.asarray(ids)
@@ -121,9 +138,10 @@ class Session:
             raise InputError(f"ids have shape {list(tokens.shape)}, expected [{self.batch}, S] with S at least 1")
         if tokens.dtype.kind not in "iu":
             raise InputError(f"ids have dtype {tokens.dtype}, expected integers")
-        if tokens.min() < 0 or tokens.max() >= self.decoder.vocab_size:
+        least, greatest = (tokens[0, 0],) * 2 if tokens.size == 1 else (tokens.min(), tokens.max())
+        if least < 0 or greatest >= self.decoder.vocab_size:
             raise InputError(
-                f"ids reach from {tokens.min()} to {tokens.max()}; the vocabulary has {self.decoder.vocab_size}",
+                f"ids reach from {least} to {greatest}; the vocabulary has {self.decoder.vocab_size}",
                 hint="is this the model's own tokenizer?",
             )
         if self.max_length is not None and self.length + tokens.shape[1] > self.max_length:
@@ -140,7 +158,7 @@ class Session:
 
     def _resize(self, capacity: int) -> None:
         """Move every cache into a larger one; one after the other, so that only one is held twice."""
-        self._tensors = ()  # they hold on to the old memory
+        self._single_calls.clear()  # they hold on to the old memory
         for i, (spec, axis2) in enumerate(self._buffers(capacity)):
             new = aligned_zeros(
                 (self.batch, int(spec.shape[1]), axis2, *map(int, spec.shape[3:])), numpy_dtype(spec.dtype)
@@ -152,7 +170,6 @@ class Session:
             else:
                 self._caches.append(new)
         self._capacity = capacity
-        self._tensors = (to_tensor(self._kv_len), *map(to_tensor, self._caches))
 
     def _buffers(self, capacity: int) -> Iterator[tuple[BufferSpec, int]]:
         """Each cache buffer, and the size of its third dimension: blocks of keys, or values."""

@@ -94,7 +94,7 @@ def test_the_signature_is_the_hint(model: Model) -> None:
 
 def test_what_only_the_code_can_refuse(model: Model) -> None:
     with pytest.raises(InputError, match="refused these inputs"):
-        model.functions["main"].run()
+        model.functions["main"].run(())
 
 
 def test_no_decoder_no_session(model: Model) -> None:
