@@ -2,12 +2,12 @@
 
 The schedule decides only what LLVM cannot: which stages are inlined, which loop runs innermost, and what runs in
 parallel. LLVM vectorises the innermost loop, with tails and run-time extents; its code reached memory bandwidth where
-explicit vector loops, whose tails need predicates, reached a third of it. Sums may be reassociated, in PrimFuncs that
-hold a reduction and nowhere else, since they would not vectorise otherwise.
+explicit vector loops, whose tails need predicates, reached a third of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,27 +40,22 @@ def legalize_and_schedule(mod: IRModule, target: Target) -> IRModule:
                 relax.transform.DeadCodeElimination(),
             ]
         )(mod)
-        reassociating = TvmTarget({**target.tvm(), "fast-math-reassoc": True, "fast-math-nsz": True})
         for name, func in mod.functions_items():
             if isinstance(func, PrimFunc) and not (func.attrs and func.attrs.get(SCHEDULED, False)):
-                mod[name] = schedule(func, reassociating)
+                mod[name] = schedule(func)
     return mod
 
 
-def schedule(func: PrimFunc, reassociating: Any) -> PrimFunc:
-    """The same function with loops ordered and made parallel. `reassociating` is the target for reductions."""
+def schedule(func: PrimFunc) -> PrimFunc:
+    """The same function with loops ordered and made parallel."""
     for plan in (_by_rows, _by_stage):
         sch = Schedule(func)
         try:
             plan(sch)
         except Exception:  # whatever a schedule stumbles over, the next plan asks for less
             continue
-        done = sch.mod["main"]
-        break
-    else:
-        done = func
-    done = done.with_attr(SCHEDULED, True)
-    return done.with_attr("target", reassociating) if _has_reduction(func) else done
+        return sch.mod["main"].with_attr(SCHEDULED, True)
+    return func.with_attr(SCHEDULED, True)
 
 
 # -- plans ------------------------------------------------------------------------------------------------------
@@ -129,11 +124,6 @@ def _is_costly(node: Any) -> bool:
     return any(any(c in getattr(call.op, "name", "") for c in _COSTLY) for call in _collect(node.body, tvm.ir.Call))
 
 
-def _has_reduction(func: PrimFunc) -> bool:
-    blocks = _collect(func.body, tvm.s_tir.SBlock)
-    return any(int(v.iter_type) == REDUCTION for block in blocks for v in block.iter_vars)
-
-
 def _collect(body: Any, kind: type) -> list[Any]:
     """All nodes of one class inside of a statement."""
     found: list[Any] = []
@@ -161,9 +151,30 @@ def _arrange(sch: Schedule, block: Any, loops: Sequence[Any], parallel: bool = T
 
 
 def _parallel(sch: Schedule, loops: Sequence[Any]) -> None:
-    """One parallel loop over all of `loops`."""
-    if loops:
-        sch.parallel(sch.fuse(*loops) if len(loops) > 1 else loops[0])
+    """One parallel loop over all of `loops`, unless the work is known to be less than starting one costs."""
+    if not loops:
+        return
+    outer = sch.fuse(*loops) if len(loops) > 1 else loops[0]
+    if _steps(sch.get(outer)) >= SERIAL_BELOW:
+        sch.parallel(outer)
+
+
+def _steps(loop: Any) -> float:
+    """How often the body of a loop nest runs; infinite where that is only known at run time."""
+    extent = _extent(loop.extent)
+    if extent is None:
+        return math.inf
+    inner = [_steps(n) for n in _nested(loop.body)]
+    return extent * (sum(inner) or 1)
+
+
+def _nested(body: Any) -> list[Any]:
+    """The outermost loops inside of a statement."""
+    if isinstance(body, tirx.For):
+        return [body]
+    if isinstance(body, tirx.SeqStmt):
+        return [loop for stmt in body.seq for loop in _nested(stmt)]
+    return _nested(body.block.body) if isinstance(body, tvm.s_tir.SBlockRealize) else []
 
 
 def _extent(e: Any) -> int | None:

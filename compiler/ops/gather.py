@@ -12,8 +12,8 @@ from typing import Any
 
 from llmc.graph import Dim
 from llmc.ops.context import Context, Rule
-from llmc.ops.tensor import cast, compute, index_of, product, reshape, select, shape_of
-from llmc.tvm_shim import Expr, relax, te, topi
+from llmc.ops.tensor import cast, compute, dtype_of, index_of, permute, product, reshape, select, shape_of
+from llmc.tvm_shim import Expr, IRBuilder, T, relax, te, tirx, topi
 
 op = relax.op
 
@@ -148,10 +148,54 @@ def _one_hot(ctx: Context) -> Expr:
 
 
 def _top_k(ctx: Context) -> tuple[Expr, ...]:
+    """The k largest or smallest along an axis, in order; of equal ones the first comes first.
+
+    One pass for each of the k, looking for the best behind the one before: nothing but loops, where TVM's operator
+    needs a library function that artifacts do not carry.
+    """
     (k,) = ctx.ints(1)
     axis = ctx.axis(int(ctx.attr("axis", -1)), ctx.rank())
-    result = ctx.emit(op.topk(ctx.x(0), k, axis, "both", bool(ctx.attr("largest", 1)), "int64"))
-    return ctx.emit(relax.TupleGetItem(result, 0)), ctx.emit(relax.TupleGetItem(result, 1))
+    last = [i for i in range(ctx.rank()) if i != axis] + [axis]
+    x = permute(ctx, ctx.x(), last)
+    rows = shape_of(x)[:-1]
+    flat = reshape(ctx, x, [product(rows), shape_of(x)[-1]])
+    values, places = _best(ctx, flat, k, bool(ctx.attr("largest", 1)))
+    back = sorted(range(len(last)), key=last.__getitem__)
+    first, second = (permute(ctx, reshape(ctx, y, [*rows, k]), back) for y in (values, places))
+    return first, second
+
+
+def _best(ctx: Context, x: Expr, k: int, largest: bool) -> tuple[Expr, Expr]:
+    """(values, places), both [M, k], of the best k in each row of x [M, N]."""
+    (m, n), dtype = shape_of(x), dtype_of(x)
+
+    def fill(source: Any, value_out: Any, place_out: Any, m: Any, n: Any) -> Any:
+        data, values, places = (T.buffer_proxy(b) for b in (source, value_out, place_out))
+
+        def better(a: Any, i: Any, b: Any, j: Any) -> Any:
+            return tirx.any(a > b if largest else a < b, tirx.all(a == b, i < j))
+
+        with IRBuilder() as ib:
+            with T.parallel(0, m) as row:
+                with T.serial(0, k) as rank:
+                    at = row * k + rank
+                    places[at] = T.int64(-1)
+                    with T.serial(0, n) as i:
+                        v = data[row * n + i]
+                        before = T.max(at - 1, T.int64(0))
+                        late = tirx.any(rank == 0, better(values[before], places[before], v, i))
+                        with T.If(tirx.all(late, tirx.any(places[at] < 0, better(v, i, values[at], places[at])))):
+                            with T.Then():
+                                values[at] = v
+                                places[at] = i
+            return ib.get()
+
+    def body(x: Any, m: Any, n: Any) -> Any:
+        shapes = [(m, k), (m, k)]
+        return te.extern(shapes, [x], lambda ins, outs: fill(ins[0], *outs, m, n), dtype=[dtype, "int64"], name="top_k")
+
+    pair = compute(ctx, "top_k", body, x, m, n)
+    return ctx.emit(relax.TupleGetItem(pair, 0)), ctx.emit(relax.TupleGetItem(pair, 1))
 
 
 def _scan(f: Callable[..., Expr]) -> Rule:
