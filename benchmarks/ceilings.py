@@ -65,8 +65,8 @@ def peak(target: Target, kind: str) -> float:
                     if kind == "fma":
                         r.v = simd.fma(r.v, x.v, x.v)
                     else:
-                        bytes_ = T.reinterpret(f"uint8x{4 * R}", x.v), T.reinterpret(f"int8x{4 * R}", x.v)
-                        r.v = simd.dot_u8s8(r.v, *bytes_)
+                        codes = T.reinterpret(f"uint8x{4 * R}", r.v)  # not x: its products would be loop invariants
+                        r.v = simd.dot_u8s8(r.v, codes, T.reinterpret(f"int8x{4 * R}", x.v))
             for r in acc[1:]:
                 acc[0].v = acc[0].v + r.v
             T.buffer_store(out, acc[0].v, [t, simd.span(0)])

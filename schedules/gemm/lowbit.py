@@ -139,8 +139,8 @@ class LowBitLinear(Template):
             return (
                 sums + NV < target.vector_registers
                 and skinny + 1 >= MR
-                and NV % workload.halves == 0
-                and layout.blocks % NV == 0
+                and (a8 or NV % workload.halves == 0)  # an expanded panel is multiplied as a whole
+                and layout.blocks % max(NV, workload.halves) == 0
                 and layout.blocks % max(int(config["blocks"]), workload.halves) == 0
                 and (not a8 or (KU % layout.codes_per_byte == 0 and longest >= KU))
             )
@@ -160,14 +160,21 @@ class LowBitLinear(Template):
         )
 
     def default(self, workload: LowBitLinearWorkload, target: Target) -> dict[str, int | str]:
-        wide = target.vector_registers >= 32
-        MR = 5 if wide else 3
+        layout, wide = workload.layout(target.lanes), target.vector_registers >= 32
+        if workload.activations == "a32":
+            MR, NV = (8, 2) if wide else (6, 2)
+        elif not wide:
+            MR, NV = 4, 1
+        elif layout.groups == 1:
+            MR, NV = 8, 2
+        else:  # short groups scale their sums often: a smaller block leaves the core more of them to overlap
+            MR, NV = (6, 2) if layout.group >= 64 else (4, 2)
         return {
             "MR": MR,
-            "NV": 2,
+            "NV": NV,
             "KU": 8,
             "blocks": 1,
-            "skinny": 8 if wide else 4,
+            "skinny": 8,
             "ahead_one": 0,
             "ahead_many": 4096,
             "task_rows": 96,

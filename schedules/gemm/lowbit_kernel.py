@@ -81,40 +81,45 @@ class LowBitKernel(ABC):
 
     def _stream_all(self, x: Any, rows: int) -> None:
         """y of exactly `rows` rows, in one pass over the packed weights."""
-        halves, flight = self.layout.halves, self.flight
+        flight = self.flight
         while flight > 1 and self.registers(rows, flight) >= self.simd.target.vector_registers:
             flight //= 2
-        task_blocks, ahead = max(self.flight, halves), self.ahead_one if rows == 1 else self.ahead_many
+        task_blocks, ahead = max(self.flight, self.layout.halves), self.ahead_one if rows == 1 else self.ahead_many
         with T.parallel(0, -(-self.layout.used_blocks // task_blocks)) as task:
-            for start in range(0, task_blocks, max(flight, halves)):
-                acc: Block = [[] for _ in range(rows)]
-                for b in range(start, start + max(flight, halves), flight):
-                    blocks = [T.bind(task * task_blocks + b + v) for v in range(flight)]
-                    for row, more in zip(acc, self.multiply(x, None, 0, rows, blocks, ahead), strict=True):
-                        row.extend(more)
-                self._finish(acc, 0, T.bind(task * task_blocks + start))
+            blocks = [T.bind(task * task_blocks + b) for b in range(task_blocks)]
+            self._columns(x, None, 0, rows, blocks, flight, ahead)
 
     def _panels(self, x: Any, M: Any) -> None:
         """y of M >= MR rows. Threads share the panels and, where M is large, spans of rows."""
-        MR, NV = self.MR, self.NV
+        MR, task_blocks = self.MR, max(self.NV, self.layout.halves)
         row_blocks = T.bind(T.ceildiv(M, T.int64(MR)))
         spans = T.bind(T.max(T.floordiv(row_blocks, T.int64(max(1, self.task_rows // MR))), T.int64(1)))
-        panels = -(-self.layout.used_blocks // NV)
+        panels = -(-self.layout.used_blocks // task_blocks)
         with T.parallel(0, spans * panels) as task:
             panel, span = T.bind(T.floordiv(task, spans)), T.bind(T.floormod(task, spans))
-            blocks = [T.bind(panel * NV + v) for v in range(NV)]
+            blocks = [T.bind(panel * task_blocks + b) for b in range(task_blocks)]
             expanded = self.expand(blocks)
             low, high = (T.bind(T.floordiv((span + i) * row_blocks, spans)) for i in (0, 1))
 
             def rows(r: Any, ahead: int) -> None:
-                first = T.bind(T.min(r * MR, M - MR))
-                self._finish(self.multiply(x, expanded, first, MR, blocks, ahead), first, blocks[0])
+                self._columns(x, expanded, T.bind(T.min(r * MR, M - MR)), MR, blocks, self.NV, ahead)
 
             if expanded is None and self.ahead_many:  # the first rows find the weights in memory, the others in cache
                 rows(low, self.ahead_many)
                 low = low + 1
             with T.serial(low, high) as r:
                 rows(r, 0)
+
+    def _columns(self, x: Any, panel: Any, first: Any, rows: int, blocks: list[Any], flight: int, ahead: int) -> None:
+        """y[first : first + rows, columns of `blocks`], `flight` blocks at a time; gate and up finish together."""
+        together = max(flight, self.layout.halves)
+        for start in range(0, len(blocks), together):
+            acc: Block = [[] for _ in range(rows)]
+            for b in range(start, start + together, flight):
+                part = self.multiply(x, panel, first, rows, blocks[b : b + flight], ahead)
+                for row, more in zip(acc, part, strict=True):
+                    row.extend(more)
+            self._finish(acc, first, blocks[start])
 
     # -- pieces that the compute types share ----------------------------------------------------------------------
     def zeros(self, rows: int, blocks: int, dtype: str = "float32") -> Block:
