@@ -13,6 +13,7 @@ from typing import Any
 from llmc.graph import Dim
 from llmc.ops.context import Context, Rule
 from llmc.ops.matmul import matmul, transpose_last
+from llmc.ops.scalar import exp, select, tanh
 from llmc.ops.tensor import (
     broadcast_shape,
     cast,
@@ -23,7 +24,6 @@ from llmc.ops.tensor import (
     full,
     permute,
     reshape,
-    select,
     shape_of,
     simplify,
 )
@@ -108,11 +108,11 @@ def masked_softmax(ctx: Context, scores: Expr, sink: Expr | None = None) -> Expr
         def shift(b: Any, h: Any, i: Any) -> Any:
             return te.max(te.max(top(b, h, i), sinks[0](h)) if sinks else top(b, h, i), lowest)
 
-        e = te.compute(out, lambda b, h, i, j: te.exp(x(b, h, i, j) - shift(b, h, i)), name="exp")
+        e = te.compute(out, lambda b, h, i, j: exp(x(b, h, i, j) - shift(b, h, i)), name="exp")
         total = te.compute(rows, lambda *i: te.sum(e(*i, r), axis=r), name="total")
 
         def norm(b: Any, h: Any, i: Any, j: Any) -> Any:
-            z = total(b, h, i) + (te.exp(sinks[0](h) - shift(b, h, i)) if sinks else te.const(0, "float32"))
+            z = total(b, h, i) + (exp(sinks[0](h) - shift(b, h, i)) if sinks else te.const(0, "float32"))
             return e(b, h, i, j) / select(z == te.const(0, "float32"), te.const(1, "float32"), z)
 
         return te.compute(out, norm, name="softmax")
@@ -160,7 +160,7 @@ def attend(
     capped = raw
     if softcap:
         cap = te.const(softcap, "float32")
-        capped = elementwise(ctx, "softcap", lambda x: te.tanh(x / cap) * cap, raw)
+        capped = elementwise(ctx, "softcap", lambda x: tanh(x / cap) * cap, raw)
     biased = capped
     if bias is not None and dtype_of(bias) == "bool":
         hidden = te.min_value("float32") * te.const(2, "float32")

@@ -10,6 +10,7 @@ from llmc.ops.context import Context, Rule
 from llmc.ops.matmul import matmul
 from llmc.ops.nn import rms_norm
 from llmc.ops.rotary import angles, rotate
+from llmc.ops.scalar import select
 from llmc.ops.tensor import (
     broadcast_shape,
     cast,
@@ -20,7 +21,6 @@ from llmc.ops.tensor import (
     full,
     permute,
     reshape,
-    select,
     shape_of,
     simplify,
     take_slice,

@@ -7,11 +7,11 @@ from typing import Any
 
 from llmc.ops import attention_ms, conv, quant, rotary
 from llmc.ops.context import Context, Rule
-from llmc.ops.elementwise import gelu, gelu_tanh, sigmoid
 from llmc.ops.gather import rows
 from llmc.ops.matmul import RULES as MATMUL
 from llmc.ops.matmul import add_bias, centred, integer_product, matmul, scale, transpose_last
 from llmc.ops.nn import layer_norm, rms_norm
+from llmc.ops.scalar import gelu, gelu_tanh, select, sigmoid, tanh
 from llmc.ops.tensor import (
     broadcast_shape,
     cast,
@@ -20,7 +20,6 @@ from llmc.ops.tensor import (
     full,
     index_of,
     reshape,
-    select,
     simplify,
     take_slice,
 )
@@ -168,7 +167,7 @@ def _activated(ctx: Context, y: Expr) -> Expr:
         "": lambda x: x,
         "Relu": lambda x: te.max(x, zero),
         "LeakyRelu": lambda x: select(x < zero, slope * x, x),
-        "Tanh": te.tanh,
+        "Tanh": tanh,
         "Sigmoid": sigmoid,
     }
     if name not in functions:

@@ -5,7 +5,6 @@ Semantics of the ONNX specification: numpy broadcasting, integer division trunca
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -14,7 +13,8 @@ import numpy as np
 import onnx
 
 from llmc.ops.context import Context, Rule
-from llmc.ops.tensor import broadcast_shape, cast, elementwise, immediate, is_float, reshape, select, shape_of
+from llmc.ops.scalar import const, exp, gelu, gelu_tanh, select, sigmoid, softplus, tanh
+from llmc.ops.tensor import broadcast_shape, cast, elementwise, immediate, is_float, reshape, shape_of
 from llmc.tvm_shim import Expr, relax, te, tirx
 
 op = relax.op
@@ -124,43 +124,20 @@ def _scalar(name: str, f: Callable[..., Any], **defaults: float) -> Rule:
     return rule
 
 
-def _c(x: Any, value: float) -> Any:
-    """`value` in the type of `x`."""
-    return te.const(value, str(x.ty.dtype) if hasattr(x, "ty") else x.dtype)
-
-
-def sigmoid(x: Any) -> Any:
-    return _c(x, 1) / (_c(x, 1) + te.exp(-x))
-
-
-def softplus(x: Any) -> Any:
-    """log(1 + e**x) without overflow."""
-    return te.max(x, _c(x, 0)) + te.log(_c(x, 1) + te.exp(-te.abs(x)))
-
-
-def gelu(x: Any) -> Any:
-    return _c(x, 0.5) * x * (_c(x, 1) + te.erf(x * _c(x, math.sqrt(0.5))))
-
-
-def gelu_tanh(x: Any) -> Any:
-    inner = _c(x, math.sqrt(2 / math.pi)) * (x + _c(x, 0.044715) * x * x * x)
-    return _c(x, 0.5) * x * (_c(x, 1) + te.tanh(inner))
-
-
 def _elu(x: Any, alpha: Any) -> Any:
-    return select(x < _c(x, 0), alpha * (te.exp(x) - _c(x, 1)), x)
+    return select(x < const(x, 0), alpha * (exp(x) - const(x, 1)), x)
 
 
 def _hard_sigmoid(x: Any, alpha: Any, beta: Any) -> Any:
-    return te.max(_c(x, 0), te.min(_c(x, 1), alpha * x + beta))
+    return te.max(const(x, 0), te.min(const(x, 1), alpha * x + beta))
 
 
 def _shrink(x: Any, bias: Any, lambd: Any) -> Any:
-    return select(x < -lambd, x + bias, select(x > lambd, x - bias, _c(x, 0)))
+    return select(x < -lambd, x + bias, select(x > lambd, x - bias, const(x, 0)))
 
 
 def _sign(x: Any) -> Any:
-    return select(x > _c(x, 0), _c(x, 1), select(x < _c(x, 0), _c(x, -1), _c(x, 0)))
+    return select(x > const(x, 0), const(x, 1), select(x < const(x, 0), const(x, -1), const(x, 0)))
 
 
 def _swiglu(ctx: Context) -> Expr:
@@ -177,9 +154,9 @@ def _is_inf(ctx: Context) -> Expr:
     def test(x: Any) -> Any:
         found = []
         if ctx.attr("detect_positive", 1):
-            found.append(x == te.max_value(str(x.ty.dtype)) * _c(x, 2))
+            found.append(x == te.max_value(str(x.ty.dtype)) * const(x, 2))
         if ctx.attr("detect_negative", 1):
-            found.append(x == te.max_value(str(x.ty.dtype)) * _c(x, -2))
+            found.append(x == te.max_value(str(x.ty.dtype)) * const(x, -2))
         return reduce(tirx.any, found) if found else te.const(False, "bool")
 
     return elementwise(ctx, "is_inf", test, ctx.x())
@@ -202,7 +179,7 @@ def _where(ctx: Context) -> Expr:
 # -- types ------------------------------------------------------------------------------------------------------
 def _cast_to(ctx: Context, dtype: str) -> Expr:
     if dtype == "bool" and ctx.dtype() != "bool":
-        return elementwise(ctx, "to_bool", lambda a: a != _c(a, 0), ctx.x())
+        return elementwise(ctx, "to_bool", lambda a: a != const(a, 0), ctx.x())
     return cast(ctx, ctx.x(), dtype)
 
 
@@ -257,14 +234,14 @@ RULES: dict[str, Rule] = {
     "Identity": lambda ctx: ctx.x(),
     "Dropout": _dropout,
     "Abs": _scalar("abs", te.abs),
-    "Neg": _scalar("negative", lambda x: _c(x, 0) - x),
+    "Neg": _scalar("negative", lambda x: const(x, 0) - x),
     "Sign": _scalar("sign", _sign),
-    "Reciprocal": _scalar("reciprocal", lambda x: _c(x, 1) / x),
+    "Reciprocal": _scalar("reciprocal", lambda x: const(x, 1) / x),
     "Round": _scalar("round", te.nearbyint),
     "Ceil": _unary(op.ceil),
     "Floor": _unary(op.floor),
     "Sqrt": _unary(op.sqrt),
-    "Exp": _unary(op.exp),
+    "Exp": _scalar("exp", exp),
     "Log": _unary(op.log),
     "Erf": _unary(op.erf),
     "Sin": _unary(op.sin),
@@ -272,7 +249,7 @@ RULES: dict[str, Rule] = {
     "Tan": _unary(op.tan),
     "Sinh": _unary(op.sinh),
     "Cosh": _unary(op.cosh),
-    "Tanh": _unary(op.tanh),
+    "Tanh": _scalar("tanh", tanh),
     "Asin": _unary(op.asin),
     "Acos": _unary(op.acos),
     "Atan": _unary(op.atan),
@@ -281,20 +258,20 @@ RULES: dict[str, Rule] = {
     "Atanh": _unary(op.atanh),
     "IsNaN": _scalar("is_nan", te.isnan),
     "IsInf": _is_inf,
-    "Relu": _scalar("relu", lambda x: te.max(x, _c(x, 0))),
-    "LeakyRelu": _scalar("leaky_relu", lambda x, alpha: select(x < _c(x, 0), alpha * x, x), alpha=0.01),
-    "ThresholdedRelu": _scalar("thresholded_relu", lambda x, alpha: select(x > alpha, x, _c(x, 0)), alpha=1.0),
+    "Relu": _scalar("relu", lambda x: te.max(x, const(x, 0))),
+    "LeakyRelu": _scalar("leaky_relu", lambda x, alpha: select(x < const(x, 0), alpha * x, x), alpha=0.01),
+    "ThresholdedRelu": _scalar("thresholded_relu", lambda x, alpha: select(x > alpha, x, const(x, 0)), alpha=1.0),
     "Elu": _scalar("elu", _elu, alpha=1.0),
     "Selu": _scalar("selu", lambda x, alpha, gamma: gamma * _elu(x, alpha), alpha=_SELU_ALPHA, gamma=_SELU_GAMMA),
     "Celu": _scalar(
-        "celu", lambda x, alpha: select(x < _c(x, 0), alpha * (te.exp(x / alpha) - _c(x, 1)), x), alpha=1.0
+        "celu", lambda x, alpha: select(x < const(x, 0), alpha * (exp(x / alpha) - const(x, 1)), x), alpha=1.0
     ),
     "Sigmoid": _scalar("sigmoid", sigmoid),
     "HardSigmoid": _scalar("hard_sigmoid", _hard_sigmoid, alpha=0.2, beta=0.5),
-    "HardSwish": _scalar("hard_swish", lambda x: x * _hard_sigmoid(x, _c(x, 1 / 6), _c(x, 0.5))),
+    "HardSwish": _scalar("hard_swish", lambda x: x * _hard_sigmoid(x, const(x, 1 / 6), const(x, 0.5))),
     "Softplus": _scalar("softplus", softplus),
-    "Softsign": _scalar("softsign", lambda x: x / (_c(x, 1) + te.abs(x))),
-    "Mish": _scalar("mish", lambda x: x * te.tanh(softplus(x))),
+    "Softsign": _scalar("softsign", lambda x: x / (const(x, 1) + te.abs(x))),
+    "Mish": _scalar("mish", lambda x: x * tanh(softplus(x))),
     "Swish": _scalar("swish", lambda x, alpha: x * sigmoid(alpha * x), alpha=1.0),
     "Shrink": _scalar("shrink", _shrink, bias=0.0, lambd=0.5),
     "Gelu": _gelu,

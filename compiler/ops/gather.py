@@ -12,7 +12,8 @@ from typing import Any
 
 from llmc.graph import Dim
 from llmc.ops.context import Context, Rule
-from llmc.ops.tensor import cast, compute, dtype_of, index_of, permute, product, reshape, select, shape_of
+from llmc.ops.scalar import select
+from llmc.ops.tensor import cast, compute, dtype_of, index_of, permute, product, reshape, shape_of
 from llmc.tvm_shim import Expr, IRBuilder, T, relax, te, tirx, topi
 
 op = relax.op

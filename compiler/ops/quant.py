@@ -13,7 +13,8 @@ import numpy as np
 from llmc.ops.context import Context, Rule
 from llmc.ops.elementwise import onnx_dtype
 from llmc.ops.matmul import integer_product
-from llmc.ops.tensor import cast, compute, dtype_of, elementwise, is_float, reshape, select, shape_of
+from llmc.ops.scalar import select
+from llmc.ops.tensor import cast, compute, dtype_of, elementwise, is_float, reshape, shape_of
 from llmc.tvm_shim import Expr, relax, te
 
 op = relax.op

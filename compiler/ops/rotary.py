@@ -7,12 +7,12 @@ from typing import Any
 from llmc.graph import Dim
 from llmc.ops.attention import is_tensor, merge_heads, split_heads
 from llmc.ops.context import Context, Rule
+from llmc.ops.scalar import select
 from llmc.ops.tensor import (
     cast,
     compute,
     dtype_of,
     index_of,
-    select,
     shape_of,
     simplify,
     take_slice,

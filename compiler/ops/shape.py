@@ -14,6 +14,7 @@ import numpy as np
 
 from llmc.graph import Dim, same_dim
 from llmc.ops.context import Context, Rule
+from llmc.ops.scalar import select
 from llmc.ops.tensor import (
     broadcast_shape,
     broadcast_to,
@@ -23,7 +24,6 @@ from llmc.ops.tensor import (
     permute,
     product,
     reshape,
-    select,
     shape_of,
     simplify,
     take_slice,

@@ -13,6 +13,7 @@ import numpy as np
 
 from llmc.graph import Dim, same_dim
 from llmc.ops.context import Context, as_dim
+from llmc.ops.scalar import select
 from llmc.tvm_shim import Analyzer, Expr, relax, te, tirx, tvm
 
 
@@ -92,11 +93,6 @@ def immediate(x: Expr) -> Any:
         return None
     value = x.value.numpy()
     return te.const(value.reshape(-1)[0].item(), str(value.dtype)) if value.size == 1 else None
-
-
-def select(condition: Any, yes: Any, no: Any) -> Any:
-    """A choice that evaluates both sides, so that it vectorises."""
-    return tirx.Select(condition, yes, no)
 
 
 # -- changes of shape, type and layout --------------------------------------------------------------------------
