@@ -41,6 +41,8 @@ TEST = [
     "pytest-xdist>=3.6",
     "setuptools>=70",
     "hypothesis>=6.100",
+    "safetensors>=0.4",
+    "scipy>=1.12",
 ]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14"]
 

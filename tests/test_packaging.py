@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import re
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,34 @@ def test_running_needs_no_compiler(arguments: dict[str, Any]) -> None:
 def test_one_version(arguments: dict[str, Any]) -> None:
     assert arguments["version"] == llmc.__version__
     assert f"## {llmc.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf8")
+
+
+IMPORT_NAMES = {"apache-tvm": "tvm", "apache-tvm-ffi": "tvm_ffi"}
+OPTIONAL_PEERS = {"onnxruntime_genai", "openvino", "nncf"}
+
+
+def imported(folders: tuple[str, ...]) -> set[str]:
+    """Top-level modules that are neither Python's nor ours."""
+    files = [f for folder in folders for f in (ROOT / folder).rglob("*.py")]
+    found = set()
+    for node in (n for f in files for n in ast.walk(ast.parse(f.read_text(encoding="utf8")))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {(node.module or "").partition(".")[0]}
+    return found - set(sys.stdlib_module_names) - {f.stem for f in files} - {"llmc", "tests"}
+
+
+def brought(requirements: list[str]) -> set[str]:
+    names = [re.match(r"[A-Za-z0-9-]+", r)[0] for r in requirements]
+    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
+
+
+def test_what_is_imported_is_installed(arguments: dict[str, Any]) -> None:
+    """Every module that the source imports comes with some extra, every one that the tests import with `test`."""
+    run, extras = arguments["install_requires"], arguments["extras_require"]
+    source = imported(("compiler", "schedules", "targets"))
+    onnxruntime_serves_check = {"onnxruntime"}
+    dependencies_of_onnx = {"google"}
+    assert source - OPTIONAL_PEERS - onnxruntime_serves_check - dependencies_of_onnx <= brought(run + extras["compile"])
+    assert imported(("tests", "examples")) - dependencies_of_onnx <= brought(run + extras["test"])
