@@ -7,6 +7,7 @@ from typing import Any
 
 from llmc.graph import Dim, same_dim
 from llmc.ops.context import as_dim
+from llmc.ops.scalar import exp
 from llmc.tvm_shim import Expr, te, tirx
 
 _OPAQUE = 8  # TVM's operator pattern kind that is never fused
@@ -67,6 +68,29 @@ def _reshape(bb: Any, call: Any) -> Expr:
     return bb.call_te(reshape, x, source, result, primfunc_name_hint="reshape")
 
 
+def _softmax(bb: Any, call: Any) -> Expr:
+    """Softmax along one axis, with an exponential that vectorises."""
+    axis = int(call.attrs.axis)
+
+    def softmax(x: Any) -> Any:
+        at = axis % len(x.shape)
+        rows = [d for n, d in enumerate(x.shape) if n != at]
+
+        def along(f: Any, reducer: Any, name: str) -> Any:
+            r = te.reduce_axis((0, x.shape[at]), "r")
+            return te.compute(rows, lambda *i: reducer(f(*i[:at], r, *i[at:]), axis=r), name=name)
+
+        def row(stage: Any, i: Any) -> Any:
+            return stage(*i[:at], *i[at + 1 :])
+
+        top = along(x, te.max, "top")
+        e = te.compute(x.shape, lambda *i: exp(x(*i) - row(top, i)), name="exp")
+        total = along(e, te.sum, "total")
+        return te.compute(x.shape, lambda *i: e(*i) / row(total, i), name="softmax")
+
+    return bb.call_te(softmax, call.args[0], primfunc_name_hint="softmax")
+
+
 def _shape_to_tensor(bb: Any, call: Any) -> Expr:
     """Dimensions as an int64 tensor. Symbols reach this kernel as scalar arguments, which FuseTIR cannot carry into a
     fused function: so it stays alone."""
@@ -89,6 +113,7 @@ def _shape_to_tensor(bb: Any, call: Any) -> Expr:
 
 
 LEGALIZE: dict[str, Callable[[Any, Any], Expr]] = {
+    "relax.nn.softmax": _softmax,
     "relax.reshape": _reshape,
     "relax.shape_to_tensor": _shape_to_tensor,
 }
