@@ -61,28 +61,6 @@ def _matmul_nbits(ctx: Context) -> Expr:
     return op.add(y, ctx.x(5)) if ctx.has(5) else y
 
 
-def _gather_block_quantized(ctx: Context) -> Expr:
-    """Rows of a table [V, E] that is stored as MatMulNBits stores weights: `bits`-bit codes, low bits first, in uint8;
-    scales [V, blocks]; zero points packed like the codes."""
-    bits, block = int(ctx.attr("bits", 4)), int(ctx.attr("block_size", 128))
-    axes = ctx.axis(int(ctx.attr("gather_axis", 0)), 2), ctx.axis(int(ctx.attr("quantize_axis", 1)), 2)
-    if ctx.rank() != 2 or ctx.dtype() != "uint8" or bits not in (4, 8) or axes != (0, 1):
-        ctx.fail("only rows of a matrix of uint8, quantised along the columns, are supported")
-    (rows, width), dtype = ctx.shape(), ctx.dtype(2)
-
-    def body(q: Any, ids: Any, s: Any, zs: list[Any], out: list[Any], rows: Any) -> Any:
-        def element(*i: Any) -> Any:
-            row, g = index_of(ids(*i[:-1]).astype("int64"), rows), te.floordiv(i[-1], block)
-            zero = unpack(zs[0], row, g, bits).astype(dtype) if zs else te.const(1 << (bits - 1), dtype)
-            return (unpack(q, row, i[-1], bits).astype(dtype) - zero) * s(row, g)
-
-        return te.compute(out, element, name="gather_dequantize")
-
-    zeros = [ctx.x(3)] if ctx.has(3) else []
-    out = [*ctx.shape(1), width * (8 // bits)]
-    return compute(ctx, "gather_dequantize", body, ctx.x(0), ctx.x(1), ctx.x(2), zeros, out, rows)
-
-
 def unpack(x: Any, i: Any, j: Any, bits: int) -> Any:
     """The j-th `bits`-bit code of row i of a uint8 matrix, low bits first."""
     if bits == 8:

@@ -6,7 +6,7 @@ element: whatever the data, no memory outside of the buffers is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -170,8 +170,8 @@ def _best(ctx: Context, x: Expr, k: int, largest: bool) -> tuple[Expr, Expr]:
     """(values, places), both [M, k], of the best k in each row of x [M, N]."""
     (m, n), dtype = shape_of(x), dtype_of(x)
 
-    def fill(source: Any, value_out: Any, place_out: Any, m: Any, n: Any) -> Any:
-        data, values, places = (T.buffer_proxy(b) for b in (source, value_out, place_out))
+    def fill(buffers: Sequence[Any], m: Any, n: Any) -> Any:
+        data, values, places = (T.buffer_proxy(b) for b in buffers)
 
         def better(a: Any, i: Any, b: Any, j: Any) -> Any:
             return tirx.any(a > b if largest else a < b, tirx.all(a == b, i < j))
@@ -193,7 +193,7 @@ def _best(ctx: Context, x: Expr, k: int, largest: bool) -> tuple[Expr, Expr]:
 
     def body(x: Any, m: Any, n: Any) -> Any:
         shapes = [(m, k), (m, k)]
-        return te.extern(shapes, [x], lambda ins, outs: fill(ins[0], *outs, m, n), dtype=[dtype, "int64"], name="top_k")
+        return te.extern(shapes, [x], lambda ins, outs: fill([*ins, *outs], m, n), dtype=[dtype, "int64"], name="top_k")
 
     pair = compute(ctx, "top_k", body, x, m, n)
     return ctx.emit(relax.TupleGetItem(pair, 0)), ctx.emit(relax.TupleGetItem(pair, 1))

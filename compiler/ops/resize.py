@@ -93,7 +93,7 @@ def _resize(ctx: Context) -> Expr:
     roi = ctx.const(1) if at == 2 and ctx.has(1) else None
     for k, axis in enumerate(axes):
         n = shape_of(x)[axis]
-        if sizes is None and float(scales[k]) == 1 and not (roi is not None and roi.size):
+        if sizes is None and scales is not None and float(scales[k]) == 1 and not (roi is not None and roi.size):
             continue
         if not isinstance(n, int):
             ctx.fail(f"axis {axis} of symbolic extent is resized")
