@@ -13,8 +13,16 @@ from llmc.errors import KernelError
 from llmc.targets.base import Target
 from llmc.tvm_shim import T
 
-# 2**f for |f| <= 0.5 as a polynomial in f, highest degree first: the Taylor terms of exp(f ln 2); error about 1e-7.
-_TWO_TO_F = [math.log(2) ** n / math.factorial(n) for n in range(6, -1, -1)]
+# 2**f for |f| <= 0.5 as a polynomial in f, highest degree first: minimax with 2**0 = 1, relative error 1e-7 (2e-7 when
+# evaluated in float32, as the seven Taylor terms have).
+_TWO_TO_F = (
+    0.001326472731307149,
+    0.009671512991189957,
+    0.05550733581185341,
+    0.24022242426872253,
+    0.6931470036506653,
+    1.0,
+)
 
 
 def pure(name: str, *args: Any, dtype: str) -> Any:
@@ -78,10 +86,22 @@ class Simd:
         return pure("llvm.fma", a, b, c, dtype="float32" if n == 1 else f"float32x{n or self.lanes}")
 
     def reduce_max(self, x: Any) -> Any:
-        return pure("llvm.vector.reduce.fmax", x, dtype="float32")
+        """Largest lane of a register of float32."""
+        return self._fold(x, T.max)
 
     def reduce_add(self, x: Any) -> Any:
-        return pure("llvm.vector.reduce.fadd", T.float32(0), x, dtype="float32")
+        """Sum of the lanes of a register of float32, pairwise."""
+        return self._fold(x, lambda a, b: a + b)
+
+    def _fold(self, x: Any, combine: Callable[[Any, Any], Any]) -> Any:
+        """Halve a register until one lane is left. LLVM's own reductions keep the order of the lanes, and of NaNs:
+        one scalar operation after another.
+        """
+        n = self.lanes
+        while n > 1:
+            x, n = T.bind(x), n // 2
+            x = combine(T.Shuffle([x], list(range(n))), T.Shuffle([x], list(range(n, 2 * n))))
+        return T.bind(x)
 
     def reduce_add_i32(self, x: Any) -> Any:
         return pure("llvm.vector.reduce.add", x, dtype="int32")

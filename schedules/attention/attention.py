@@ -46,8 +46,8 @@ class Attention(Template):
         return Space(knobs, valid)
 
     def default(self, workload: AttentionWorkload, target: Target) -> dict[str, int | str]:
-        NR = 4 if target.vector_registers >= 32 else 2
-        return {"BQ": 48, "MR": 6, "NR": NR, "chunk": 2, "serial_kib": 128}
+        MR = 12 if target.vector_registers >= 32 else 6
+        return {"BQ": 48, "MR": MR, "NR": 2, "chunk": 2, "serial_kib": 128}
 
     def build(self, workload: AttentionWorkload, target: Target, config: Config) -> Any:
         BQ, MR, NR, chunk, serial_kib = (int(config[k]) for k in ("BQ", "MR", "NR", "chunk", "serial_kib"))

@@ -5,13 +5,16 @@ group. A task takes some consecutive rows over a range of key blocks. All heads 
 while it is in the cache, and few rows are enough to fill a register tile in decode.
 
 For each block of keys, tiles of MR rows by NR registers do
-  1. P = Q K^T, the rows' new maxima;   2. how much each row's sums decay;   3. P = 2^(P - maximum), acc = acc*decay + P V.
+  1. P = Q K^T, masked, and the rows' new maxima;
+  2. how much each row's sums decay under its new maximum;
+  3. P = 2^(P - maximum), acc = acc * decay + P V.
 Queries are scaled by log2(e) on the way in, so that exp is 2^x.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +84,7 @@ class Flash:
         self.total = T.alloc_buffer((self.padded, lanes), "float32")
         self.top, self.new_top, self.decay = (T.alloc_buffer((self.padded,), "float32") for _ in range(3))
         self.begin, self.end = (T.alloc_buffer((self.padded,), "int32") for _ in range(2))
+        self.key_bias, self.bias = (T.alloc_buffer((BLOCK,), "float32") for _ in range(2))
 
     # -- the three parts of a task ------------------------------------------------------------------------------
     def run(self, first: Any, last: Any) -> None:
@@ -126,98 +130,99 @@ class Flash:
         if self.w.window:
             cut = T.Or(cut, self.begin[last] > T.Cast("int32", key0))
         cut = T.bind(cut)
+        width = self.NR * self.simd.lanes
+        with T.serial(0, BLOCK // width) as g, T.serial(0, self.tiles) as tile:
+            self.score_tile(block, tile, g * width, self.columns_seen(tile, key0))
+        if self.w.key_bias:
+            self.stage_bias(self.key_bias, [self.b], self.call.buffers["key_bias"], key0)
         with T.serial(0, self.tiles) as tile:
-            columns = self.columns_seen(tile, key0)
-            with T.If(columns > 0), T.Then():
-                self.score_tile(block, tile, columns)
-                if self.w.softcap or self.w.key_bias or self.w.bias:
-                    self.adjust(tile, key0)
-                with T.If(cut), T.Then():
-                    self.mask(tile, key0)
-                self.maxima(tile)
+            with T.If(self.columns_seen(tile, key0) > 0), T.Then(), T.If(cut):
+                with T.Then(), T.serial(0, self.MR) as m:
+                    self.finish_row(T.bind(tile * self.MR + m), key0, cut=True)
+                with T.Else(), T.serial(0, self.MR) as m:
+                    self.finish_row(T.bind(tile * self.MR + m), key0, cut=False)
 
-    def score_tile(self, block: Any, tile: Any, columns: Any) -> None:
-        simd, lanes = self.simd, self.simd.lanes
-        keys = self.call.buffers["kp"]
-        width = self.NR * lanes
-        with T.serial(0, BLOCK // width) as g:
-            at = [T.bind(g * width + n * lanes) for n in range(self.NR)]
-            with T.If(columns > at[0]):
-                with T.Then():
-                    score = {(m, n): simd.reg() for m in range(self.MR) for n in range(self.NR)}
-                    for s in score.values():
-                        s.v = simd.f32(0)
-                    with T.serial(0, self.w.head_dim) as d:
-                        for (m, n), s in score.items():
-                            x = simd.splat(self.q[tile * self.MR + m, d])
-                            s.v = simd.fma(keys[self.b, self.kv, block, d, simd.span(at[n])], x, s.v)
+    def score_tile(self, block: Any, tile: Any, column: Any, columns: Any) -> None:
+        """p := q k^T for MR rows and NR registers of keys from `column` on."""
+        simd, keys = self.simd, self.call.buffers["kp"]
+        at = [T.bind(column + n * simd.lanes) for n in range(self.NR)]
+        rows = [tile * self.MR + m for m in range(self.MR)]
+        with T.If(columns > at[0]):
+            with T.Then():
+                score = {(m, n): simd.reg() for m in range(self.MR) for n in range(self.NR)}
+                for s in score.values():
+                    s.v = simd.f32(0)
+                with T.serial(0, self.w.head_dim) as d:
                     for (m, n), s in score.items():
-                        T.buffer_store(self.p, s.v, [tile * self.MR + m, simd.span(at[n])])
-                with T.Else():
-                    for m in range(self.MR):
-                        for n in range(self.NR):
-                            T.buffer_store(self.p, simd.f32(MASKED), [tile * self.MR + m, simd.span(at[n])])
+                        key = keys[self.b, self.kv, block, d, simd.span(at[n])]
+                        s.v = simd.fma(key, simd.splat(self.q[rows[m], d]), s.v)
+                for (m, n), s in score.items():
+                    T.buffer_store(self.p, s.v, [rows[m], simd.span(at[n])])
+            with T.Else():
+                for m in range(self.MR):
+                    for n in range(self.NR):
+                        T.buffer_store(self.p, simd.f32(MASKED), [rows[m], simd.span(at[n])])
 
     def row_vectors(self, i: Any) -> list[tuple[int, Any]]:
         """(first column, vector) over row i of p."""
         lanes = self.simd.lanes
         return [(n, self.p[i, self.simd.span(n)]) for n in range(0, BLOCK, lanes)]
 
-    def adjust(self, tile: Any, key0: Any) -> None:
-        """Softcap and biases of one tile."""
+    def finish_row(self, i: Any, key0: Any, cut: bool) -> None:
+        """Softcap, biases and, where the block is cut by a mask or by the end of the keys, masks; then the maximum."""
         w, simd = self.w, self.simd
-        names = [name for name, on in (("key_bias", w.key_bias), ("bias", w.bias)) if on]
-        with T.serial(0, self.MR) as m:
-            i = T.bind(tile * self.MR + m)
-            if w.softcap:
-                for n, x in self.row_vectors(i):
-                    y = simd.f32(w.softcap * LOG2E) * simd.tanh(T.bind(x))
-                    T.buffer_store(self.p, y, [i, simd.span(n)])
-            for name in names:
-                self.add_bias(name, i, key0)
+        xs = {n: T.bind(x) for n, x in self.row_vectors(i)}
+        if w.softcap:
+            xs = {n: T.bind(simd.f32(w.softcap * LOG2E) * simd.tanh(x)) for n, x in xs.items()}
+        if w.key_bias:
+            xs = {n: T.bind(x + self.key_bias[simd.span(n)]) for n, x in xs.items()}
+        if w.bias:
+            row = self.bias_row(i)
+            if cut:
+                self.stage_bias(self.bias, row, self.call.buffers["bias"], key0)
+                xs = {n: T.bind(x + self.bias[simd.span(n)]) for n, x in xs.items()}
+            else:
+                at = {n: (*row, simd.span(key0 + n)) for n in xs}
+                log2e = simd.f32(LOG2E)
+                xs = {n: T.bind(simd.fma(self.call.buffers["bias"][at[n]], log2e, x)) for n, x in xs.items()}
+        if cut:
+            xs = {n: T.bind(x) for n, x in self.masked(i, key0, xs)}
+        if cut or w.softcap or w.key_bias or w.bias:
+            for n, x in xs.items():
+                T.buffer_store(self.p, x, [i, simd.span(n)])
+        top = simd.reduce_max(_tree(list(xs.values()), T.max))
+        T.buffer_store(self.new_top, T.max(self.top[i], top), [i])
 
-    def add_bias(self, name: str, i: Any, key0: Any) -> None:
-        w, simd, bias = self.w, self.simd, self.call.buffers[name]
-        if name == "key_bias":
-            lead = [self.b]
-        else:
-            r = T.bind(self.row0 + T.min(i, self.count - 1))
-            lead = [
-                self.b if w.bias_batch else 0,
-                self.kv * w.group + r % w.group if w.bias_heads else 0,
-                r // w.group if w.bias_rows else 0,
-            ]
-        size = self.call.symbols["T"]
+    def masked(self, i: Any, key0: Any, xs: dict[int, Any]) -> Iterator[tuple[int, Any]]:
+        """Scores of keys outside of the row's range replaced by MASKED."""
+        simd, base = self.simd, T.bind(T.Cast("int32", key0))
+        end = T.bind(simd.splat(self.end[i] - base))
+        begin = T.bind(simd.splat(self.begin[i] - base))
+        for n, x in xs.items():
+            key = T.ramp(T.int32(n), 1, simd.lanes)
+            seen = T.And(key >= begin, key < end) if self.w.window else key < end
+            yield n, T.Select(seen, x, simd.f32(MASKED))
+
+    def bias_row(self, i: Any) -> list[Any]:
+        """Leading indices of row i in bias."""
+        w = self.w
+        r = T.bind(self.row0 + T.min(i, self.count - 1))
+        return [
+            self.b if w.bias_batch else 0,
+            self.kv * w.group + r % w.group if w.bias_heads else 0,
+            r // w.group if w.bias_rows else 0,
+        ]
+
+    def stage_bias(self, scratch: Any, row: list[Any], bias: Any, key0: Any) -> None:
+        """scratch [64] := the block's biases in units of log2; a row of biases may end inside of the block."""
+        simd, size = self.simd, self.call.symbols["T"]
         with T.If(key0 + BLOCK <= size):
             with T.Then():
-                for n, x in self.row_vectors(i):
-                    y = simd.fma(bias[(*lead, simd.span(key0 + n))], simd.f32(LOG2E), x)
-                    T.buffer_store(self.p, y, [i, simd.span(n)])
+                for n in range(0, BLOCK, simd.lanes):
+                    x = bias[(*row, simd.span(key0 + n))] * simd.f32(LOG2E)
+                    T.buffer_store(scratch, x, [simd.span(n)])
             with T.Else(), T.serial(0, T.max(size - key0, T.int64(0))) as k:
-                T.buffer_store(self.p, self.p[i, k] + bias[(*lead, key0 + k)] * T.float32(LOG2E), [i, k])
-
-    def mask(self, tile: Any, key0: Any) -> None:
-        """Scores of keys outside each row's range := MASKED."""
-        simd, lanes = self.simd, self.simd.lanes
-        base = T.bind(T.Cast("int32", key0))
-        with T.serial(0, self.MR) as m:
-            i = T.bind(tile * self.MR + m)
-            end = T.bind(simd.splat(self.end[i] - base))
-            begin = T.bind(simd.splat(self.begin[i] - base)) if self.w.window else None
-            for n, x in self.row_vectors(i):
-                key = T.ramp(T.int32(n), 1, lanes)
-                y = T.Select(key < end, x, simd.f32(MASKED))
-                if begin is not None:
-                    y = T.Select(key >= begin, y, simd.f32(MASKED))
-                T.buffer_store(self.p, y, [i, simd.span(n)])
-
-    def maxima(self, tile: Any) -> None:
-        with T.serial(0, self.MR) as m:
-            i = T.bind(tile * self.MR + m)
-            xs = [x for _, x in self.row_vectors(i)]
-            while len(xs) > 1:
-                xs = [T.max(a, b) for a, b in zip(xs[::2], xs[1::2], strict=True)]
-            T.buffer_store(self.new_top, T.max(self.top[i], self.simd.reduce_max(xs[0])), [i])
+                T.buffer_store(scratch, bias[(*row, key0 + k)] * T.float32(LOG2E), [k])
 
     def decays(self) -> None:
         """decay := 2^(top - new_top), one vector for many rows; top := new_top."""
@@ -231,13 +236,14 @@ class Flash:
     def values(self, block: Any, key0: Any) -> None:
         """p := weights; acc, total := acc, total * decay + what the block adds."""
         with T.serial(0, self.tiles) as tile:
-            columns = self.columns_seen(tile, key0)
-            with T.If(columns > 0), T.Then():
-                with T.serial(0, self.MR) as m:
-                    self.weights(T.bind(tile * self.MR + m))
-                groups = -(-len(self.starts) // self.NR)
-                size = -(-len(self.starts) // groups)
-                for g in range(0, len(self.starts), size):
+            with T.If(self.columns_seen(tile, key0) > 0), T.Then(), T.serial(0, self.MR) as m:
+                self.weights(T.bind(tile * self.MR + m))
+        groups = -(-len(self.starts) // self.NR)
+        size = -(-len(self.starts) // groups)
+        for g in range(0, len(self.starts), size):
+            with T.serial(0, self.tiles) as tile:
+                columns = self.columns_seen(tile, key0)
+                with T.If(columns > 0), T.Then():
                     self.value_tile(tile, key0, columns, range(g, min(g + size, len(self.starts))))
 
     def weights(self, i: Any) -> None:
@@ -248,9 +254,8 @@ class Flash:
             y = simd.exp2(x - top)
             T.buffer_store(self.p, y, [i, simd.span(n)])
             xs.append(y)
-        while len(xs) > 1:
-            xs = [a + b for a, b in zip(xs[::2], xs[1::2], strict=True)]
-        total = simd.fma(self.total[i, simd.span(0)], simd.splat(self.decay[i]), xs[0])
+        added = _tree(xs, lambda a, b: a + b)
+        total = simd.fma(self.total[i, simd.span(0)], simd.splat(self.decay[i]), added)
         T.buffer_store(self.total, total, [i, simd.span(0)])
 
     def value_tile(self, tile: Any, key0: Any, columns: Any, vectors_: range) -> None:
@@ -265,3 +270,10 @@ class Flash:
                 o.v = simd.fma(v, simd.splat(self.p[rows[m], k], n), o.v, n)
         for (m, j), o in out.items():
             T.buffer_store(self.acc, o.v, [rows[m], simd.span(j * n, n)])
+
+
+def _tree(xs: list[Any], combine: Callable[[Any, Any], Any]) -> Any:
+    """Combine a power of two of values pairwise: the shortest chain of dependent operations."""
+    while len(xs) > 1:
+        xs = [combine(a, b) for a, b in zip(xs[::2], xs[1::2], strict=True)]
+    return xs[0]
