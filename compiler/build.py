@@ -7,6 +7,7 @@ from pathlib import Path
 from llmc.errors import KernelError
 from llmc.fallback import legalize_and_schedule
 from llmc.targets.base import Target
+from llmc.tir_pipeline import PIPELINE
 from llmc.tvm_shim import IRModule, TvmTarget, relax, tvm
 
 
@@ -16,7 +17,7 @@ def build(module: IRModule, target: Target, library: Path) -> None:
     try:
         with tvm_target:
             lowered = _PASSES(legalize_and_schedule(module, target))
-            executable = relax.build(lowered, tvm_target, relax_pipeline=None)
+            executable = relax.build(lowered, tvm_target, relax_pipeline=None, tir_pipeline=PIPELINE)
         executable.export_library(str(library))
     except (RuntimeError, ValueError, TypeError, tvm.error.InternalError) as e:
         reason = str(e).strip().splitlines()[-1]

@@ -20,6 +20,7 @@ from llmc.ops.context import Emitter
 from llmc.schedules.base import Config
 from llmc.select import Kernel, Plan
 from llmc.targets.base import Target
+from llmc.tir_pipeline import mark_kernel
 from llmc.tvm_shim import Expr, IRModule, relax, with_root_block
 
 _LARGE = 1024  # bytes from which a constant that a rule reads is a parameter, not part of the module
@@ -70,7 +71,7 @@ class _Module:
             name = f"{kernel.template.name}_{len(self.kernels)}"
             if "global_symbol" in (func.attrs or {}):
                 func = func.without_attr("global_symbol")
-            self.kernels[kernel] = self.bb.add_func(with_root_block(func), name)
+            self.kernels[kernel] = self.bb.add_func(mark_kernel(with_root_block(func)), name)
             buffers = list(func.params)
             inputs, outputs = len(kernel.workload.inputs()), len(kernel.workload.outputs())
             weights = buffers[inputs : len(buffers) - outputs]

@@ -15,7 +15,7 @@ os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 import tvm
 import tvm_ffi
-from tvm import relax, te, tirx, topi
+from tvm import relax, s_tir, te, tirx, topi
 from tvm.ir import Expr, IRModule
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
@@ -23,6 +23,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm.sym import Analyzer
 from tvm.target import Target as TvmTarget
 from tvm.tirx import PrimFunc
+from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
 TVM_VERSION, FFI_VERSION = tvm.__version__, tvm_ffi.__version__
 REQUIRED_TVM, REQUIRED_FFI = "0.27.0.post1", "0.1.14.post1"
@@ -51,7 +52,9 @@ __all__ = [
     "Schedule",
     "T",
     "TvmTarget",
+    "register_tir_pipeline",
     "relax",
+    "s_tir",
     "substitute",
     "te",
     "tirx",

@@ -1,0 +1,68 @@
+"""How PrimFuncs become code: the short way for kernels that templates wrote, TVM's own for everything else.
+
+TVM's default passes serve schedules: buffers are compacted, loops partitioned, thread bindings lowered. A template's
+kernel is already the loop nest that it wants to be, and on its thousands of unrolled statements those passes take most
+of the compile time (CompactBufferAllocation alone 1.7 of 2.2 s for one attention kernel) to change nothing: the machine
+code runs equally fast. What stays is what matters: 32-bit indices, simplification and common subexpressions (without
+simplification a GEMM runs 20 times slower, since guards stay in its inner loop).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmc.tvm_shim import IRModule, PrimFunc, TvmTarget, register_tir_pipeline, s_tir, tirx, tvm
+
+KERNEL = "llmc.kernel"  # the function attribute that asks for the short way
+PIPELINE = "llmc"
+
+_SHORT = tvm.transform.Sequential(
+    [
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.BF16ComputeLegalize(),
+        tirx.transform.NarrowDataType(32),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.StorageRewrite(),
+        tirx.transform.UnrollLoop(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.FP8ComputeLegalize(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.SplitHostDevice(),
+        tirx.transform.MakePackedAPI(),
+        tirx.transform.FP8StorageLegalize(),
+        tirx.transform.BF16StorageLegalize(),
+    ]
+)
+
+
+def mark_kernel(func: PrimFunc) -> PrimFunc:
+    """The function, to be built the short way."""
+    return func.with_attr(KERNEL, True)
+
+
+def build_kernels(kernels: dict[str, PrimFunc], target: TvmTarget) -> Any:
+    """A runtime module of kernels by name, for measuring and testing them alone."""
+    marked = {name: mark_kernel(func).with_attr("global_symbol", name) for name, func in kernels.items()}
+    return tvm.tirx.build(IRModule(marked), target, pipeline=PIPELINE)
+
+
+def _factory() -> tuple[Any, Any, Any]:
+    default, finalize_host, finalize_device = s_tir.pipeline.default_s_tir_pipeline()
+
+    @tvm.transform.module_pass(opt_level=0)
+    def lower(mod: IRModule, _: Any) -> IRModule:
+        parts: dict[bool, dict[Any, Any]] = {True: {}, False: {}}
+        for name, func in mod.functions.items():
+            parts[bool(func.attrs and func.attrs.get(KERNEL, False))][name] = func
+        result = default(IRModule(parts[False], attrs=mod.attrs))
+        result.update(_SHORT(IRModule(parts[True], attrs=mod.attrs)))
+        return result
+
+    return lower, finalize_host, finalize_device
+
+
+register_tir_pipeline(PIPELINE, _factory)
