@@ -68,9 +68,9 @@ def _by_stage(sch: Schedule) -> None:
 def _by_rows(sch: Schedule) -> None:
     """Stages that reduce the same rows (softmax, norms) share one parallel loop over these rows."""
     *producers, last = _inline(sch)
-    if not producers or last.reduces or not any(p.reduces for p in producers):
+    if not any(p.reduces for p in producers):
         raise ValueError("not a computation by rows")
-    depth = min(p.rows for p in producers)
+    depth = min(stage.rows for stage in (*producers, last))
     if depth == 0:
         raise ValueError("one row")
     row = sch.get_loops(last.block)[depth - 1]
@@ -86,7 +86,10 @@ def _by_rows(sch: Schedule) -> None:
 # -- stages -----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Stage:
-    """One block: does it reduce, and how many leading loops run over rows of something that is reduced?"""
+    """One block: does it reduce, and how many of its leading loops may be shared with other stages?
+
+    The last spatial loop may not where it has to run inside of the reduction.
+    """
 
     block: Any
     reduces: bool
@@ -117,7 +120,8 @@ def _stage(sch: Schedule, block: Any) -> Stage:
     spatial = [v for v in node.iter_vars if int(v.iter_type) == SPATIAL]
     while spatial and _extent(spatial[-1].dom.extent) == 1:
         spatial.pop()
-    return Stage(block, REDUCTION in kinds, len(spatial))
+    reduces = REDUCTION in kinds
+    return Stage(block, reduces, len(spatial) - (reduces and bool(spatial) and _spatial_runs(node)))
 
 
 def _is_costly(node: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from llmc.graph import Dim, same_dim
 from llmc.ops.context import as_dim
 from llmc.ops.scalar import exp
+from llmc.ops.tensor import reduce_rows
 from llmc.tvm_shim import Expr, te, tirx
 
 _OPAQUE = 8  # TVM's operator pattern kind that is never fused
@@ -77,6 +78,8 @@ def _softmax(bb: Any, call: Any) -> Expr:
         rows = [d for n, d in enumerate(x.shape) if n != at]
 
         def along(f: Any, reducer: Any, name: str) -> Any:
+            if at == len(rows):
+                return reduce_rows(reducer, rows, f, x.shape[at], name)
             r = te.reduce_axis((0, x.shape[at]), "r")
             return te.compute(rows, lambda *i: reducer(f(*i[:at], r, *i[at:]), axis=r), name=name)
 

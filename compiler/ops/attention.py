@@ -23,6 +23,7 @@ from llmc.ops.tensor import (
     elementwise,
     full,
     permute,
+    reduce_rows,
     reshape,
     shape_of,
     simplify,
@@ -102,14 +103,13 @@ def masked_softmax(ctx: Context, scores: Expr, sink: Expr | None = None) -> Expr
     lowest = te.const(-3.0e38, "float32")
 
     def body(x: Any, rows: list[Any], out: list[Any], sinks: list[Any]) -> Any:
-        k, r = te.reduce_axis((0, out[-1]), "k"), te.reduce_axis((0, out[-1]), "r")
-        top = te.compute(rows, lambda *i: te.max(x(*i, k), axis=k), name="top")
+        top = reduce_rows(te.max, rows, x, out[-1], "top")
 
         def shift(b: Any, h: Any, i: Any) -> Any:
             return te.max(te.max(top(b, h, i), sinks[0](h)) if sinks else top(b, h, i), lowest)
 
         e = te.compute(out, lambda b, h, i, j: exp(x(b, h, i, j) - shift(b, h, i)), name="exp")
-        total = te.compute(rows, lambda *i: te.sum(e(*i, r), axis=r), name="total")
+        total = reduce_rows(te.sum, rows, e, out[-1], "total")
 
         def norm(b: Any, h: Any, i: Any, j: Any) -> Any:
             z = total(b, h, i) + (exp(sinks[0](h) - shift(b, h, i)) if sinks else te.const(0, "float32"))

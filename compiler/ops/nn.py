@@ -16,6 +16,7 @@ from llmc.ops.tensor import (
     element,
     elementwise,
     product,
+    reduce_rows,
     reshape,
     shape_of,
     simplify,
@@ -76,6 +77,8 @@ def _norm(
             return te.compute(rows, f, name=name)
 
         def total(f: Any, name: str) -> Any:
+            if ones == 1:
+                return reduce_rows(te.sum, rows, lambda *i: f(*i[:axis], i[-1]), shape[axis], name)
             r = [te.reduce_axis((0, d), f"r{n}") for n, d in enumerate(shape[axis:])]
             return by_row(lambda *i: te.sum(f(*i[:axis], *r), axis=r), name)
 

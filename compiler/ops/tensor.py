@@ -95,6 +95,32 @@ def immediate(x: Expr) -> Any:
     return te.const(value.reshape(-1)[0].item(), str(value.dtype)) if value.size == 1 else None
 
 
+LANES = 32  # partial results of a reduction: two or four vector registers, so that additions need not wait
+
+
+def reduce_rows(reducer: Any, rows: Sequence[Any], f: Callable[..., Any], n: Any, name: str) -> Any:
+    """A TE tensor of shape `rows`: `reducer` (te.sum, te.max, te.min) of f(*row, k) over k < n.
+
+    Floating-point sums may not be reordered by LLVM, so the order that vectorises is written down: LANES partial
+    results side by side, then these and the tail.
+    """
+    if isinstance(n, (int, tirx.IntImm)) and int(n) < 2 * LANES:
+        k = te.reduce_axis((0, n), "k")
+        return te.compute(rows, lambda *i: reducer(f(*i, k), axis=k), name=name)
+    whole = te.floordiv(n, LANES)
+    k = te.reduce_axis((0, whole), "k")
+    partial = te.compute(
+        (*rows, LANES), lambda *i: reducer(f(*i[:-1], k * LANES + i[-1]), axis=k), name=f"{name}_lanes"
+    )
+    j = te.reduce_axis((0, te.floormod(n, LANES) + LANES), "j")
+
+    def rest(*i: Any) -> Any:
+        lane = partial(*i, te.min(j, LANES - 1))
+        return reducer(te.if_then_else(j < LANES, lane, f(*i, whole * LANES + j - LANES)), axis=j)
+
+    return te.compute(rows, rest, name=name)
+
+
 # -- changes of shape, type and layout --------------------------------------------------------------------------
 def same_shape(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
     return len(a) == len(b) and all(same_dim(x, y) for x, y in zip(a, b, strict=True))
