@@ -89,7 +89,7 @@ def _call_task(manifest: Manifest, dim: list[str]) -> Task:
 
 
 def _show(tasks: list[Task], results: dict[str, Any]) -> None:
-    """A row an engine; every figure as median [lowest–highest], with the ratio to llmc's."""
+    """A row an engine; every figure as median [lowest–highest], with its speed relative to llmc's."""
     ours: Result = results["llmc"]
     rows, notes = [], []
     for name, result in results.items():
@@ -99,7 +99,8 @@ def _show(tasks: list[Task], results: dict[str, Any]) -> None:
         cells = []
         for task in tasks:
             f = result.figures[task.name]
-            ratio = f"  {f.median / ours.figures[task.name].median:.2f}×" if len(results) > 1 else ""
+            speed = f.median / ours.figures[task.name].median
+            ratio = f"  {speed if task.work else 1 / speed:.2f}×" if len(results) > 1 else ""
             cells.append(f"{f.median:.4g} [{f.low:.4g}–{f.high:.4g}]{ratio}")
         rows.append((name, *cells, f"{result.load_s:.2f}", f"{result.peak_rss_mb:.0f}"))
     unit = "tok/s" if tasks[0].work else "ms"
