@@ -86,21 +86,25 @@ class Simd:
         return pure("llvm.fma", a, b, c, dtype="float32" if n == 1 else f"float32x{n or self.lanes}")
 
     def reduce_max(self, x: Any) -> Any:
-        """Largest lane of a register of float32."""
+        """Largest lane of a vector of float32, of any width."""
         return self._fold(x, T.max)
 
     def reduce_add(self, x: Any) -> Any:
-        """Sum of the lanes of a register of float32, pairwise."""
+        """Sum of the lanes of a vector of float32, of any width; pairwise."""
         return self._fold(x, lambda a, b: a + b)
 
     def _fold(self, x: Any, combine: Callable[[Any, Any], Any]) -> Any:
-        """Halve a register until one lane is left. LLVM's own reductions keep the order of the lanes, and of NaNs:
+        """Halve a vector until one lane is left. LLVM's own reductions keep the order of the lanes, and of NaNs:
         one scalar operation after another.
         """
-        n = self.lanes
+        n, odd = int(x.ty.dtype.lanes), []
         while n > 1:
-            x, n = T.bind(x), n // 2
+            x = T.bind(x)
+            odd += [T.Shuffle([x], [n - 1])] if n % 2 else []
+            n //= 2
             x = combine(T.Shuffle([x], list(range(n))), T.Shuffle([x], list(range(n, 2 * n))))
+        for lane in odd:
+            x = combine(x, lane)
         return T.bind(x)
 
     def reduce_add_i32(self, x: Any) -> Any:
