@@ -9,7 +9,7 @@ from llmc.graph import Dim, same_dim
 from llmc.ops.context import as_dim
 from llmc.ops.scalar import exp
 from llmc.ops.tensor import reduce_rows
-from llmc.tvm_shim import Expr, te, tirx
+from llmc.tvm_shim import Expr, te, tirx, topi
 
 _OPAQUE = 8  # TVM's operator pattern kind that is never fused
 
@@ -94,6 +94,27 @@ def _softmax(bb: Any, call: Any) -> Expr:
     return bb.call_te(softmax, call.args[0], primfunc_name_hint="softmax")
 
 
+def _reduction(reducer: Any, general: Any) -> Callable[[Any, Any], Expr]:
+    """Over the last axis by lanes, over others as TVM does."""
+
+    def legalize(bb: Any, call: Any) -> Expr:
+        x, keep = call.args[0], bool(call.attrs.keepdims)
+        rank = len(x.ty.shape.values)
+        axes = [int(a) % rank for a in call.attrs.axis or range(rank)]
+
+        def by_lanes(x: Any) -> Any:
+            rows = [*x.shape[:-1], *([1] if keep else [])]
+            return reduce_rows(reducer, rows, lambda *i: x(*i[: rank - 1], i[-1]), x.shape[-1], general.__name__)
+
+        def by_axes(x: Any) -> Any:
+            return general(x, axes, keep)
+
+        chosen = by_lanes if axes == [rank - 1] else by_axes
+        return bb.call_te(chosen, x, primfunc_name_hint=general.__name__)
+
+    return legalize
+
+
 def _shape_to_tensor(bb: Any, call: Any) -> Expr:
     """Dimensions as an int64 tensor. Symbols reach this kernel as scalar arguments, which FuseTIR cannot carry into a
     fused function: so it stays alone."""
@@ -116,7 +137,10 @@ def _shape_to_tensor(bb: Any, call: Any) -> Expr:
 
 
 LEGALIZE: dict[str, Callable[[Any, Any], Expr]] = {
+    "relax.max": _reduction(te.max, topi.max),
+    "relax.min": _reduction(te.min, topi.min),
     "relax.nn.softmax": _softmax,
     "relax.reshape": _reshape,
     "relax.shape_to_tensor": _shape_to_tensor,
+    "relax.sum": _reduction(te.sum, topi.sum),
 }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from llmc.ops.context import Context, Rule
 from llmc.ops.shape import axes_of
-from llmc.ops.tensor import cast, compute, elementwise, is_float, product, shape_of
+from llmc.ops.tensor import cast, compute, dtype_of, elementwise, is_float, product, shape_of
 from llmc.tvm_shim import Expr, relax, te, topi
 
 op = relax.op
@@ -32,15 +33,13 @@ def mean(ctx: Context, x: Expr, axes: list[int], keep: bool) -> Expr:
     """The mean over `axes`; integers are truncated."""
     if not axes:
         return x
-    if is_float(str(x.ty.dtype)):
-        return ctx.emit(op.mean(x, axes, keep))
     total = ctx.emit(op.sum(x, axes, keep))
-    count = product(shape_of(x)[a] for a in axes)
+    divide = (lambda a, b: a / b) if is_float(dtype_of(x)) else te.truncdiv
 
-    def body(t: te.Tensor, n: int) -> te.Tensor:
-        return te.compute(t.shape, lambda *i: te.truncdiv(t(*i), te.const(1, t.dtype) * n), name="mean")
+    def body(t: Any, out: list[Any], n: Any) -> Any:
+        return te.compute(out, lambda *i: divide(t(*i), te.const(1, t.dtype) * n), name="mean")
 
-    return compute(ctx, "mean", body, total, count)
+    return compute(ctx, "mean", body, total, list(shape_of(total)), product(shape_of(x)[a] for a in axes))
 
 
 def _square_sum(ctx: Context, x: Expr, axes: list[int], keep: bool) -> Expr:
