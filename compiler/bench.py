@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -141,6 +142,7 @@ def _receive(connection: Connection, name: str) -> Any:
 
 def _serve(connection: Connection, contestant: Contestant, threads: int, vocabulary: int) -> None:
     """A worker: loads its engine, then answers every task with seconds, and None with its peak memory in MB."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     os.dup2(2, 1)  # peers print as they please; standard output is for results
     try:
         started = time.perf_counter()
