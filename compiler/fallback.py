@@ -21,7 +21,8 @@ SERIAL_BELOW = 1 << 14  # scalar steps that take about as long as starting a par
 SPATIAL, REDUCTION = 0, 2  # tirx.IterVar.DataPar, .CommReduce
 
 ScheduleError = tvm.s_tir.ScheduleError
-_COSTLY = ("exp", "log", "pow", "erf", "tanh", "sin", "cos", "tan", "sqrt", "sigmoid", "extern")
+# calls that are not worth repeating; nearbyint is the mark of a polynomial exponential, if_then_else of padding
+_COSTLY = ("exp", "log", "pow", "erf", "tanh", "sin", "cos", "tan", "sqrt", "extern", "nearbyint", "if_then_else")
 
 
 def legalize_and_schedule(mod: IRModule, target: Target) -> IRModule:
@@ -101,9 +102,10 @@ def _inline(sch: Schedule) -> list[Stage]:
     blocks = list(sch.get_child_blocks(sch.get_sblock("root")))
     for block in blocks[:-1]:
         node = sch.get(block)
-        if any(int(v.iter_type) != SPATIAL for v in node.iter_vars):
+        if _reduces(node):
             continue
-        if _is_costly(node) and len(sch.get_consumers(block)) > 1:
+        readers = sch.get_consumers(block)
+        if _is_costly(node) and (len(readers) > 1 or any(_reduces(sch.get(r)) for r in readers)):
             continue
         try:
             sch.compute_inline(block)
@@ -114,14 +116,17 @@ def _inline(sch: Schedule) -> list[Stage]:
 
 def _stage(sch: Schedule, block: Any) -> Stage:
     node = sch.get(block)
-    kinds = [int(v.iter_type) for v in node.iter_vars]
-    if not kinds or len(sch.get_loops(block)) != len(kinds):
+    if not node.iter_vars or len(sch.get_loops(block)) != len(node.iter_vars):
         raise ValueError("an opaque block")  # an external loop nest, which comes with its own schedule
     spatial = [v for v in node.iter_vars if int(v.iter_type) == SPATIAL]
     while spatial and _extent(spatial[-1].dom.extent) == 1:
         spatial.pop()
-    reduces = REDUCTION in kinds
+    reduces = _reduces(node)
     return Stage(block, reduces, len(spatial) - (reduces and bool(spatial) and _spatial_runs(node)))
+
+
+def _reduces(node: Any) -> bool:
+    return any(int(v.iter_type) == REDUCTION for v in node.iter_vars)
 
 
 def _is_costly(node: Any) -> bool:
