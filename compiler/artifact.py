@@ -102,7 +102,7 @@ def describe(
                 name,
                 kernel.template.name,
                 kernel.template.version,
-                {k: v for k, v in vars(kernel.workload).items()},
+                dict(vars(kernel.workload)),
                 dict(configs[kernel]),
                 "default",
                 calls[kernel],

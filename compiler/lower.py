@@ -46,6 +46,11 @@ class Lowered:
     takes: Mapping[str, tuple[str, ...]]
     kernel_names: Mapping[Kernel, str]
 
+    def __str__(self) -> str:
+        """The module as TVMScript, after the parameters that each function takes."""
+        params = [f"# {p.name}: {p.dtype}{list(p.shape)}" for p in self.params.values()]
+        return "\n".join([*params, self.module.script(show_meta=False)])
+
 
 def lower(plan: Plan, configs: Mapping[Kernel, Config], target: Target) -> Lowered:
     """Emit every function of the plan. Kernels are built once each, however many layers call them."""

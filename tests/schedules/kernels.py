@@ -13,7 +13,8 @@ from llmc.schedules.base import Arrays, Config, Template, Workload
 from llmc.targets.base import Target
 from llmc.targets.detect import machine
 from llmc.targets.x86 import AVX2, AVX512
-from llmc.tvm_shim import IRModule, TvmTarget, tvm
+from llmc.tir_pipeline import build_kernels
+from llmc.tvm_shim import TvmTarget, tvm
 
 
 def _param(target: Target) -> Any:
@@ -57,10 +58,10 @@ def compile_kernels(
     """One kernel for each workload and configuration (None: the default)."""
     configs = [config or template.default(workload, target) for workload, config in cases]
     functions = {
-        f"kernel{i}": template.build(workload, target, config).with_attr("global_symbol", f"kernel{i}")
+        f"kernel{i}": template.build(workload, target, config)
         for i, ((workload, _), config) in enumerate(zip(cases, configs, strict=True))
     }
-    library = tvm.compile(IRModule(functions), target=TvmTarget(target.tvm()))
+    library = build_kernels(functions, TvmTarget(target.tvm()))
     return [
         Kernel(template, workload, target, config, library[f"kernel{i}"])
         for i, ((workload, _), config) in enumerate(zip(cases, configs, strict=True))

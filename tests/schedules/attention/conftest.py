@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 
 from llmc.targets.base import Target
+from llmc.targets.detect import machine
 from llmc.targets.x86 import TARGETS
-
-from .harness import missing_flags
 
 
 @pytest.fixture(scope="module", params=sorted(TARGETS))
 def target(request: pytest.FixtureRequest) -> Target:
     target = TARGETS[request.param]
-    if missing := missing_flags(target):
-        pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
+    if missing := machine().missing(target):
+        pytest.skip(f"CPU lacks {missing}")
     return target

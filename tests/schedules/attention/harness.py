@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 
-from llmc.schedules.base import Template, Workload
+from llmc.schedules.base import Config, Template, Workload
 from llmc.targets.base import Target
-from llmc.tvm_shim import IRModule, TvmTarget, tvm
+from llmc.tir_pipeline import build_kernels
+from llmc.tvm_shim import TvmTarget, tvm
 
-Run = Callable[[str, Mapping[str, np.ndarray], Mapping[str, tuple[int, ...]]], dict[str, np.ndarray]]
-
-
-def missing_flags(target: Target) -> set[str]:
-    return set(target.requires) - set(Path("/proc/cpuinfo").read_text().split())
+Arrays = dict[str, np.ndarray]
+Run = Callable[[str, Mapping[str, np.ndarray], Mapping[str, tuple[int, ...]]], Arrays]
 
 
-def compile_all(kernels: Mapping[str, tuple[Template, Workload, Mapping[str, int | str]]], target: Target) -> Run:
+def compile_all(kernels: Mapping[str, tuple[Template, Workload, Config]], target: Target) -> Run:
     """One library of all kernels; each is (template, workload, changes to the default configuration)."""
     functions = {
-        name: template.build(w, target, template.default(w, target) | dict(changes)).with_attr("global_symbol", name)
+        name: template.build(w, target, template.default(w, target) | dict(changes))
         for name, (template, w, changes) in kernels.items()
     }
-    module = tvm.compile(IRModule(functions), target=TvmTarget(target.tvm()))
+    module = build_kernels(functions, TvmTarget(target.tvm()))
 
-    def run(
-        name: str, inputs: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
-    ) -> dict[str, np.ndarray]:
+    def run(name: str, inputs: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
         """Outputs (poisoned with NaN before the call), and the inputs as they are afterwards."""
         workload = kernels[name][1]
         tensors = {arg.name: tvm.runtime.tensor(inputs[arg.name]) for arg in workload.inputs()}

@@ -40,9 +40,9 @@ WORKLOADS = {
 }
 # Other tiles than the default's, on the same workloads: a tuner may choose any.
 TUNED = {
-    "causal/a": ("causal", {"BQ": 24, "MR": 3, "NR": 2, "chunk": 1, "serial_kib": 32}),
+    "causal/a": ("causal", {"BQ": 24, "MR": 3, "NR": 2, "chunk": 1, "serial_kib": 64}),
     "causal/b": ("causal", {"BQ": 64, "MR": 4, "NR": 1, "chunk": 8, "serial_kib": 256}),
-    "softcap/a": ("softcap", {"BQ": 96, "MR": 6, "NR": 1, "chunk": 1, "serial_kib": 32}),
+    "softcap/a": ("softcap", {"BQ": 96, "MR": 6, "NR": 1, "chunk": 1, "serial_kib": 64}),
 }
 # (queries, lengths of the batch)
 CALLS = [
