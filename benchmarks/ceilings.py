@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -19,6 +20,13 @@ def compile_kernel(func: Any, target: Target) -> Any:
     name = "kernel"
     module = IRModule({name: func.with_attr("global_symbol", name)})
     return tvm.compile(module, target=TvmTarget(target.tvm()))[name]
+
+
+def pin_caller() -> None:
+    """Keep the calling thread on the first core. TVM pins its workers to the others; a caller that the system moves
+    next to one of them shares that core for seconds, and two threads are as slow as one."""
+    tvm.runtime.num_threads()  # the pool takes the cores that the process has now
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def least(call: Callable[[], Any], seconds: float = 0.5) -> float:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from ceilings import compile_kernel, least, least_each, peak, read_bandwidth
+from ceilings import compile_kernel, least, least_each, peak, pin_caller, read_bandwidth
 
 from llmc.schedules.formats import QuantizedWeight
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
@@ -108,6 +108,7 @@ def main() -> None:
             Case(f"{N}x{K}", LowBitLinearWorkload(N, K, args.bits, args.group, zero=zero, activations=args.activations))
             for N, K in shapes
         ]
+    pin_caller()
     bandwidth = read_bandwidth(target)
     compute = peak(target, "dot" if args.activations == "a8" else "fma")
     print(f"{tvm.runtime.num_threads()} threads; read {bandwidth / 1e9:.1f} GB/s, peak {compute / 1e9:.0f} GOP/s")

@@ -152,8 +152,8 @@ class LowBitLinear(Template):
                 "KU": (4, 8, 16),
                 "blocks": (1, 2, 4),
                 "skinny": (4, 6, 8),
-                "ahead_one": (0, 1024, 2048, 4096),
-                "ahead_many": (0, 1024, 2048, 4096),
+                "ahead_one": (0, 2048, 4096, 8192),
+                "ahead_many": (0, 2048, 4096, 8192),
                 "task_rows": (48, 96, 192),
             },
             valid,
@@ -175,8 +175,8 @@ class LowBitLinear(Template):
             "KU": 8,
             "blocks": 1,
             "skinny": 8,
-            "ahead_one": 0,
-            "ahead_many": 4096,
+            "ahead_one": 0 if workload.bits == 8 else 8192,  # a row of 8-bit codes leaves the core time to run ahead
+            "ahead_many": 8192,
             "task_rows": 96,
         }
 

@@ -20,8 +20,8 @@ from tests.schedules.kernels import X86, Kernel, compile_kernels
 from tests.schedules.weights import random_weight
 
 TOLERANCE = 1e-5
-SMALL = {"MR": 3, "NV": 2, "KU": 4, "blocks": 2, "skinny": 2, "ahead_one": 1024, "ahead_many": 0, "task_rows": 48}
-NARROW = SMALL | {"NV": 1, "KU": 8, "blocks": 1, "ahead_one": 0, "ahead_many": 1024}
+SMALL = {"MR": 3, "NV": 2, "KU": 4, "blocks": 2, "skinny": 2, "ahead_one": 2048, "ahead_many": 0, "task_rows": 48}
+NARROW = SMALL | {"NV": 1, "KU": 8, "blocks": 1, "ahead_one": 0, "ahead_many": 2048}
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 31, 149)  # around MR, 2 MR and `skinny`; primes; two spans of task_rows
 
 Case = tuple[LowBitLinearWorkload, float | str, Config | None]
