@@ -28,9 +28,9 @@ from llmc.package.manifest import (
     TargetSpec,
 )
 from llmc.quantize.formats import Format
-from llmc.schedules.base import Config
+from llmc.schedules.base import Config, Kernel
 from llmc.schedules.formats import QuantizedWeight
-from llmc.select import Kernel, Plan
+from llmc.select import Plan
 from llmc.targets.base import Target
 from llmc.tvm_shim import FFI_VERSION, TVM_VERSION
 

@@ -17,8 +17,8 @@ from llmc.errors import KernelError
 from llmc.graph import Constant, Graph, Node, TensorType
 from llmc.ops import RULES
 from llmc.ops.context import Emitter
-from llmc.schedules.base import Config
-from llmc.select import Kernel, Plan
+from llmc.schedules.base import Config, Kernel
+from llmc.select import Plan
 from llmc.targets.base import Target
 from llmc.tir_pipeline import mark_kernel
 from llmc.tvm_shim import Expr, IRModule, relax, with_root_block

@@ -12,7 +12,7 @@ from llmc.graph import LLMC, Graph, Node
 from llmc.schedules.attention.attention import ATTENTION
 from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
-from llmc.schedules.base import Template, Workload
+from llmc.schedules.base import Kernel
 from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.formats import QuantizedWeight
@@ -20,14 +20,6 @@ from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
 from llmc.targets.base import Target
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One member of a template's family: what is built once and called wherever it fits."""
-
-    template: Template
-    workload: Workload
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class Template(ABC):
         return dict(weights)
 
     def layout(self, workload: Any, config: Config, target: Target) -> str:
-        """Name of the packed layout: what two kernels pack under one name must be the same bytes, and is stored once."""
+        """Name of the packed layout: what two kernels pack under one name is the same bytes, and is stored once."""
         key = f"{workload.key()} {sorted(config.items())} {target.name}"
         return f"{self.name}.{self.version}.{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
@@ -116,6 +116,14 @@ class Template(ABC):
     @abstractmethod
     def work(self, workload: Any, dims: Mapping[str, int]) -> Work:
         """Operations and bytes of one call with the symbols bound to `dims`."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One member of a template's family: what is built once and called wherever it fits."""
+
+    template: Template
+    workload: Workload
 
 
 def bind_dims(args: Sequence[Arg], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:

@@ -38,8 +38,7 @@ def _apply(graph: Graph, format: Format) -> Graph:
                 continue
             head = name in heads
             bits = format.head_bits if head else format.bits
-            group = format.group_size or (32 if head else 0)
-            constants[name] = round_to_nearest(weight, bits, group)
+            constants[name] = round_to_nearest(weight, bits, format.group_size)
             done[name] = format.activations
         edit.remove(node)
         edit.add(replace(node, attrs={**node.attrs, "activations": done[name]}))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmc.schedules.base import Config
-from llmc.select import Kernel
+from llmc.schedules.base import Config, Kernel
 from llmc.targets.base import Target
 
 

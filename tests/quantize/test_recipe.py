@@ -65,7 +65,13 @@ def test_the_output_layer_stays_eight_bit(tmp_path: Path, name: str) -> None:
     assert lookup.inputs[0] == head.inputs[1], "a tied table is stored once"
     others = [w for k, w in weights(graph).items() if k != head.inputs[1]]
     assert others and all(w.bits == format.bits for w in others)
-    assert all(w.group_size == (format.group_size or w.K) for w in others)
+    assert all(w.group_size == format.group_size for w in others)
+
+
+def test_the_output_layer_has_four_bits_when_asked(tmp_path: Path) -> None:
+    path = Decoder(Shape(hidden=64, inner=128, vocab=300)).plain(tmp_path / "m.onnx")
+    graph = quantize(import_model(path), resolve_format("w4a8-g32-head4"))
+    assert {w.bits for w in weights(graph).values()} == {4}
 
 
 def test_unknown_format_lists_the_known_ones() -> None:

@@ -1,0 +1,82 @@
+"""What is tuned, and what one measurement of it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from llmc.schedules.base import Config, Kernel
+from llmc.targets.base import Target
+
+Status = Literal["ok", "build", "wrong", "unstable", "crash", "timeout", "memory"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Sizes at which a kernel is timed, as (symbol, size) pairs, and how much this point counts."""
+
+    dims: tuple[tuple[str, int], ...]
+    weight: float = 1.0
+
+    def sizes(self) -> dict[str, int]:
+        return dict(self.dims)
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={size}" for name, size in self.dims)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kernel on one target, with the points at which its configurations are compared.
+
+    `calls` is how often the model runs the kernel: budgets follow calls times time.
+    """
+
+    kernel: Kernel
+    target: Target
+    points: tuple[Point, ...]
+    calls: int = 1
+
+    @property
+    def key(self) -> str:
+        """Names the task in databases and logs: template, its version, and the workload."""
+        return f"{self.kernel.template.name}.{self.kernel.template.version}:{self.kernel.workload.key()}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call at one point: the candidate, and the default configuration timed in turns with it.
+
+    `spread` is the relative half-width of the candidate-to-default ratio's interval.
+    """
+
+    seconds: float
+    default_seconds: float
+    spread: float
+
+    @property
+    def ratio(self) -> float:
+        """Below 1 the candidate is faster than the default."""
+        return self.seconds / self.default_seconds
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What became of one candidate. `timings` by point (its text form), empty unless status is "ok"."""
+
+    config: Config
+    status: Status
+    timings: Mapping[str, Timing]
+    detail: str = ""  # why it failed
+    build_seconds: float = 0.0
+
+    def cost(self, points: tuple[Point, ...]) -> float:
+        """Weighted geometric mean of the ratios to the default: what the search minimises. Infinite if not ok."""
+        if self.status != "ok":
+            return float("inf")
+        total = sum(p.weight for p in points)
+        product = 1.0
+        for p in points:
+            product *= self.timings[str(p)].ratio ** (p.weight / total)
+        return product
