@@ -12,6 +12,7 @@ the layers of a model have. Times are the least of many calls, less what an empt
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,25 +65,58 @@ def append_time(w: AttentionWorkload, target: Target, S: int, seconds: float) ->
     kernel = compile_kernel(KV_APPEND.build(append, target, KV_APPEND.default(append, target)), target)
     blocks = -(-S // BLOCK)
     dims = {"B": 1, "S": S, "CB": blocks, "C": blocks * BLOCK}
-    args = [
-        tensor(
-            np.array([S]) if a.name == "kv_len" else np.ones([dims.get(d, d) for d in a.shape], "float32")  # type: ignore[call-overload]
+    arguments = []
+    for arg in (*append.inputs(), *append.outputs()):
+        shape = [dims[d] if isinstance(d, str) else d for d in arg.shape]
+        arguments.append(tensor(np.array([S]) if arg.name == "kv_len" else np.ones(shape, "float32")))
+    return least(lambda: kernel(*arguments), seconds) - empty_call(len(arguments), target)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One compiled case, and the ceilings to compare with."""
+
+    name: str
+    w: AttentionWorkload
+    target: Target
+    kernel: Any
+    overhead: float  # seconds of an empty call
+    flops: float
+    bandwidth: float
+    seconds: float  # to spend on each figure
+
+    def prefill(self, S: int) -> str:
+        call = arrays(self.w, S, S, np.random.default_rng(0))
+        seconds = least(lambda: self.kernel(*call), self.seconds) - self.overhead
+        rate = ATTENTION.work(self.w, {"B": 1, "S": S, "CB": -(-S // BLOCK), "C": S, "T": S}).ops / seconds
+        append = append_time(self.w, self.target, S, self.seconds / 4)
+        return (
+            f"{self.name:8} prefill {S:5} {seconds * 1e6:9.1f} us {rate / 1e9:7.1f} GFLOP/s {rate / self.flops:4.0%}"
+            f"   append {append * 1e6:7.1f} us"
         )
-        for a in (*append.inputs(), *append.outputs())
-    ]
-    return least(lambda: kernel(*args), seconds) - empty_call(len(args), target)
+
+    def decode(self, context: int) -> str:
+        size = 2 * 4 * self.w.n_kv_heads * context * self.w.head_dim
+        rng = np.random.default_rng(0)
+        copies = [arrays(self.w, 1, context, rng) for _ in range(1 + COLD_BYTES // size)]
+        hot = least(lambda: self.kernel(*copies[0]), self.seconds / 4) - self.overhead
+        cold = least(lambda: [self.kernel(*c) for c in copies], self.seconds) / len(copies) - self.overhead
+        return (
+            f"{self.name:8} decode {context:6} {cold * 1e6:9.1f} us {size / cold / 1e9:7.1f} GB/s    "
+            f"{size / cold / self.bandwidth:4.0%}   in cache {hot * 1e6:7.1f} us"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="x86-avx512", choices=TARGETS)
     parser.add_argument("--case", default=",".join(CASES))
-    parser.add_argument("--lengths", default="128,512,2048", help="of prefill")
+    parser.add_argument("--lengths", default="128,512,2048", help="of prefill; empty for none")
     parser.add_argument("--contexts", default="128,512,2048,8192", help="of decode; empty for none")
     parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", dest="knobs")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each figure")
     args = parser.parse_args()
-    target, rng = TARGETS[args.target], np.random.default_rng(0)
+    target = TARGETS[args.target]
     knobs = {k: int(v) for k, v in (knob.split("=") for knob in args.knobs)}
     flops, bandwidth = peak(target, "fma"), read_bandwidth(target)
     print(f"{tvm.runtime.num_threads()} threads; read {bandwidth / 1e9:.1f} GB/s, FMA peak {flops / 1e9:.0f} GFLOP/s")
@@ -93,26 +127,11 @@ def main() -> None:
             raise SystemExit(f"{config} is not in the space of {name}")
         kernel = compile_kernel(ATTENTION.build(w, target, config), target)
         overhead = empty_call(len(w.inputs()) + 1, target)
-        for S in map(int, filter(None, args.lengths.split(","))):
-            call = arrays(w, S, S, rng)
-            seconds = least(lambda call=call: kernel(*call), args.seconds) - overhead
-            rate = ATTENTION.work(w, {"B": 1, "S": S, "CB": -(-S // BLOCK), "C": S, "T": S}).ops / seconds
-            append = append_time(w, target, S, args.seconds / 4)
-            print(
-                f"{name:8} prefill {S:5}  {seconds * 1e6:9.1f} us  {rate / 1e9:6.1f} GFLOP/s {rate / flops:4.0%}"
-                f"   append {append * 1e6:7.1f} us",
-                flush=True,
-            )
-        for context in map(int, filter(None, args.contexts.split(","))) if w.causal else ():
-            size = 2 * 4 * w.n_kv_heads * context * w.head_dim
-            copies = [arrays(w, 1, context, rng) for _ in range(1 + COLD_BYTES // size if size < COLD_BYTES else 1)]
-            hot = least(lambda copies=copies: kernel(*copies[0]), args.seconds / 4) - overhead
-            cold = least(lambda copies=copies: [kernel(*c) for c in copies], args.seconds) / len(copies) - overhead
-            print(
-                f"{name:8} decode {context:6}  {cold * 1e6:9.1f} us  {size / cold / 1e9:6.1f} GB/s "
-                f"{size / cold / bandwidth:4.0%}   in cache {hot * 1e6:7.1f} us",
-                flush=True,
-            )
+        bench = Bench(name, w, target, kernel, overhead, flops, bandwidth, args.seconds)
+        for S in filter(None, args.lengths.split(",")):
+            print(bench.prefill(int(S)), flush=True)
+        for context in filter(None, args.contexts.split(",") if w.causal else ()):
+            print(bench.decode(int(context)), flush=True)
 
 
 if __name__ == "__main__":

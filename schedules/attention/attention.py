@@ -40,14 +40,13 @@ class Attention(Template):
             "BQ": (24, 32, 48, 64, 72, 96, 128),
             "MR": (2, 3, 4, 6, 8, 12),
             "NR": (1, 2, 4),
-            "chunk": (1, 2, 4, 8),
-            "serial_kib": (32, 64, 128, 256),
+            "chunk": (1, 2, 4, 8, 16),
+            "serial_kib": (64, 128, 256, 512),
         }
         return Space(knobs, valid)
 
     def default(self, workload: AttentionWorkload, target: Target) -> dict[str, int | str]:
-        MR = 12 if target.vector_registers >= 32 else 6
-        return {"BQ": 48, "MR": MR, "NR": 2, "chunk": 2, "serial_kib": 128}
+        return {"BQ": 48, "MR": 6, "NR": 2, "chunk": 4, "serial_kib": 256}
 
     def build(self, workload: AttentionWorkload, target: Target, config: Config) -> Any:
         BQ, MR, NR, chunk, serial_kib = (int(config[k]) for k in ("BQ", "MR", "NR", "chunk", "serial_kib"))

@@ -91,11 +91,12 @@ class Flash:
         """Scratch := attention over key blocks first .. last-1, not yet divided by the totals."""
         self.prepare()
         with T.serial(0, T.max(last - first, T.int64(0))) as i:
-            key0 = T.bind((first + i) * BLOCK)
             block = T.bind(first + i)
-            self.scores(block, key0)
+            key0 = T.bind(block * BLOCK)
+            tile0 = self.first_tile(key0)
+            self.scores(block, key0, tile0)
             self.decays()
-            self.values(block, key0)
+            self.values(key0, tile0)
 
     def prepare(self) -> None:
         w, simd = self.w, self.simd
@@ -119,28 +120,32 @@ class Flash:
         return T.bind(self.simd.reduce_add(self.total[i, self.simd.span(0)]))
 
     # -- one block of keys --------------------------------------------------------------------------------------
+    def first_tile(self, key0: Any) -> Any:
+        """The first tile of which a row sees the block: with a causal mask, rows see it from some row on."""
+        if not self.w.causal:
+            return T.int64(0)
+        before = key0 - self.call.buffers["kv_len"][self.b] + self.call.symbols["S"]  # queries that stand before key0
+        return T.bind(T.max(before * self.w.group - self.row0, T.int64(0)) // self.MR)
+
     def columns_seen(self, tile: Any, key0: Any) -> Any:
-        """How many leading keys of the block the tile's last row, and so any of its rows, may see; <= 0: none."""
+        """How many leading keys of the block the tile's last row, and so any of its rows, may see."""
         return T.bind(T.min(self.end[tile * self.MR + self.MR - 1] - T.Cast("int32", key0), T.int32(BLOCK)))
 
-    def scores(self, block: Any, key0: Any) -> None:
+    def scores(self, block: Any, key0: Any, tile0: Any) -> None:
         """p := scores of the block in units of log2, masked; new_top := rows' maxima."""
-        last = T.bind(T.Cast("int32", self.tiles) * self.MR - 1)
         cut = self.end[0] < T.Cast("int32", key0) + BLOCK
         if self.w.window:
-            cut = T.Or(cut, self.begin[last] > T.Cast("int32", key0))
-        cut = T.bind(cut)
+            cut = T.Or(cut, self.begin[self.tiles * self.MR - 1] > T.Cast("int32", key0))
         width = self.NR * self.simd.lanes
-        with T.serial(0, BLOCK // width) as g, T.serial(0, self.tiles) as tile:
+        with T.serial(0, BLOCK // width) as g, T.serial(tile0, self.tiles) as tile:
             self.score_tile(block, tile, g * width, self.columns_seen(tile, key0))
         if self.w.key_bias:
             self.stage_bias(self.key_bias, [self.b], self.call.buffers["key_bias"], key0)
-        with T.serial(0, self.tiles) as tile:
-            with T.If(self.columns_seen(tile, key0) > 0), T.Then(), T.If(cut):
-                with T.Then(), T.serial(0, self.MR) as m:
-                    self.finish_row(T.bind(tile * self.MR + m), key0, cut=True)
-                with T.Else(), T.serial(0, self.MR) as m:
-                    self.finish_row(T.bind(tile * self.MR + m), key0, cut=False)
+        with T.If(cut):
+            with T.Then(), T.serial(tile0 * self.MR, self.tiles * self.MR) as i:
+                self.finish_row(i, key0, cut=True)
+            with T.Else(), T.serial(tile0 * self.MR, self.tiles * self.MR) as i:
+                self.finish_row(i, key0, cut=False)
 
     def score_tile(self, block: Any, tile: Any, column: Any, columns: Any) -> None:
         """p := q k^T for MR rows and NR registers of keys from `column` on."""
@@ -197,10 +202,13 @@ class Flash:
         """Scores of keys outside of the row's range replaced by MASKED."""
         simd, base = self.simd, T.bind(T.Cast("int32", key0))
         end = T.bind(simd.splat(self.end[i] - base))
-        begin = T.bind(simd.splat(self.begin[i] - base))
+        if self.w.window:
+            # begin <= key < end as one unsigned comparison: LLVM takes seconds over two selects in a row.
+            begin = T.bind(simd.splat(self.begin[i] - base))
+            size = T.bind(T.reinterpret(f"uint32x{simd.lanes}", T.max(end - begin, simd.i32(0))))
         for n, x in xs.items():
             key = T.ramp(T.int32(n), 1, simd.lanes)
-            seen = T.And(key >= begin, key < end) if self.w.window else key < end
+            seen = T.reinterpret(f"uint32x{simd.lanes}", key - begin) < size if self.w.window else key < end
             yield n, T.Select(seen, x, simd.f32(MASKED))
 
     def bias_row(self, i: Any) -> list[Any]:
@@ -233,18 +241,16 @@ class Flash:
             T.buffer_store(self.decay, simd.exp2(self.top[at[0]] - new), at)
             T.buffer_store(self.top, new, at)
 
-    def values(self, block: Any, key0: Any) -> None:
+    def values(self, key0: Any, tile0: Any) -> None:
         """p := weights; acc, total := acc, total * decay + what the block adds."""
-        with T.serial(0, self.tiles) as tile:
-            with T.If(self.columns_seen(tile, key0) > 0), T.Then(), T.serial(0, self.MR) as m:
-                self.weights(T.bind(tile * self.MR + m))
+        with T.serial(tile0 * self.MR, self.tiles * self.MR) as i:
+            self.weights(i)
         groups = -(-len(self.starts) // self.NR)
         size = -(-len(self.starts) // groups)
         for g in range(0, len(self.starts), size):
-            with T.serial(0, self.tiles) as tile:
+            with T.serial(tile0, self.tiles) as tile:
                 columns = self.columns_seen(tile, key0)
-                with T.If(columns > 0), T.Then():
-                    self.value_tile(tile, key0, columns, range(g, min(g + size, len(self.starts))))
+                self.value_tile(tile, key0, columns, range(g, min(g + size, len(self.starts))))
 
     def weights(self, i: Any) -> None:
         simd = self.simd

@@ -25,7 +25,6 @@ WORKLOADS = {
     "causal": CAUSAL,
     "encoder": ENCODER,
     "d16": AttentionWorkload(4, 1, 16, 0.25),
-    "d72": AttentionWorkload(2, 1, 72, 0.1),
     "d80": AttentionWorkload(4, 2, 80, 0.1),
     "d128": AttentionWorkload(8, 8, 128, 0.08),
     "d6": AttentionWorkload(3, 1, 6, 0.4),
@@ -36,11 +35,9 @@ WORKLOADS = {
     "bias": AttentionWorkload(4, 2, 32, 0.2, causal=False, **FULL_BIAS),
     "bias_one": AttentionWorkload(4, 4, 32, 0.2, causal=False, bias=True, q_packed=True),
     "both": AttentionWorkload(4, 2, 32, 0.2, key_bias=True, bias=True, bias_heads=True, softcap=20.0),
-    "packed": dataclasses.replace(CAUSAL, q_packed=True),
 }
 # Other tiles than the default's, on the same workloads: a tuner may choose any.
 TUNED = {
-    "causal/a": ("causal", {"BQ": 24, "MR": 3, "NR": 2, "chunk": 1, "serial_kib": 64}),
     "causal/b": ("causal", {"BQ": 64, "MR": 4, "NR": 1, "chunk": 8, "serial_kib": 256}),
     "softcap/a": ("softcap", {"BQ": 96, "MR": 6, "NR": 1, "chunk": 1, "serial_kib": 64}),
 }
