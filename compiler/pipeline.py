@@ -16,6 +16,7 @@ from typing import TypeVar
 from llmc.artifact import Artifact, describe
 from llmc.build import build
 from llmc.fuse import decoder_of, fuse
+from llmc.graph import Graph
 from llmc.importer import import_model
 from llmc.lower import lower
 from llmc.options import resolve_target
@@ -52,14 +53,14 @@ def compile(
     stage = _Stages(progress, Path(dump_ir) if dump_ir else None)
     machine, format = resolve_target(target), resolve_format(quantize)
 
-    graph = stage("import", lambda: import_model(Path(model), dims))
-    graph = stage("quantize", lambda: quantize_weights(graph, format))
-    graph = stage("fuse", lambda: fuse(graph))
-    decoder = stage("kv-cache", lambda: decoder_of(graph))
+    graph = stage("import", lambda: import_model(Path(model), dims), _nodes)
+    graph = stage("quantize", lambda: quantize_weights(graph, format), _nodes)
+    graph = stage("fuse", lambda: fuse(graph), _nodes)
+    decoder = stage("kv-cache", lambda: decoder_of(graph), lambda d: f"{len(d.caches)} layers" if d else "no decoder")
     functions = {"main": graph, **(decoder.functions if decoder else {})}
-    plan = stage("select", lambda: select(functions, machine))
-    configs = stage("tune", lambda: choose_configs(plan.calls(), machine))
-    lowered = stage("lower", lambda: lower(plan, configs, machine))
+    plan = stage("select", lambda: select(functions, machine), lambda p: f"{len(p.calls())} kernels")
+    configs = stage("tune", lambda: choose_configs(plan.calls(), machine), lambda c: "default configurations")
+    lowered = stage("lower", lambda: lower(plan, configs, machine), lambda module: f"{len(module.params)} weights")
     folder = tempfile.TemporaryDirectory(prefix="llmc-")
     stage("build", lambda: build(lowered.module, machine, Path(folder.name) / "lib.so"))
     return describe(Path(model), machine, format, plan, configs, lowered, decoder, folder)
@@ -76,18 +77,16 @@ class _Stages:
         if dump is not None:
             dump.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, name: str, run: Callable[[], Value]) -> Value:
+    def __call__(self, name: str, run: Callable[[], Value], detail: Callable[[Value], str] = lambda _: "") -> Value:
         start = time.perf_counter()
         value = run()
         if self.dump is not None:
             (self.dump / f"{self.count}-{name}.txt").write_text(f"{value}\n", encoding="utf-8")
         self.count += 1
         if self.progress is not None:
-            self.progress(StageEvent(name, time.perf_counter() - start, _summary(value)))
+            self.progress(StageEvent(name, time.perf_counter() - start, detail(value)))
         return value
 
 
-def _summary(value: object) -> str:
-    """One line about a stage's result."""
-    nodes = getattr(value, "nodes", None)
-    return f"{len(nodes)} nodes" if nodes is not None else ""
+def _nodes(graph: Graph) -> str:
+    return f"{len(graph.nodes)} nodes"

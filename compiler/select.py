@@ -29,6 +29,18 @@ class Plan:
     functions: Mapping[str, Graph]
     kernels: Mapping[tuple[str, str], tuple[Kernel, ...]]
 
+    def __str__(self) -> str:
+        """Each function's big operators in order, with the kernels chosen for them."""
+        lines = []
+        for name, graph in self.functions.items():
+            lines.append(f"function {name}")
+            for node in graph.nodes:
+                kernels = self.kernels.get((name, node.outputs[0]), ())
+                lines += [f"  {node.outputs[0]}: {kernel}" for kernel in kernels] or [
+                    f"  {node.outputs[0]}: {node.op} by rule"
+                ]
+        return "\n".join(lines)
+
     def calls(self) -> dict[Kernel, int]:
         """The distinct kernels, and how many calls of each all functions hold."""
         return dict(Counter(k for kernels in self.kernels.values() for k in kernels))

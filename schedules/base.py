@@ -125,6 +125,11 @@ class Kernel:
     template: Template
     workload: Workload
 
+    def __str__(self) -> str:
+        return f"{self.template.name} {self.workload.key()}"
+
+    __repr__ = __str__
+
 
 def bind_dims(args: Sequence[Arg], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Values of the symbols in `args`, read from arrays of those names."""

@@ -28,6 +28,9 @@ class Decoder:
     head_dim: int
     vocab_size: int
 
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.functions.values()))
+
 
 def decoder_of(graph: Graph) -> Decoder | None:
     """Session functions of a fused decoder; None where the graph is none."""
