@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ class Model:
     def __init__(self, artifact: Artifact, machine: Any, weights: Mapping[str, Any]) -> None:
         self.artifact = artifact
         self.manifest: Manifest = artifact.manifest
+        self._machine = machine
         self.functions = {
             name: Function(name, spec, machine[name], tuple(weights[param] for param in spec.params))
             for name, spec in self.manifest.functions.items()
@@ -77,6 +78,13 @@ class Model:
     def threads(self) -> int:
         """Threads that run kernels called from this thread."""
         return pool_size()
+
+    def observe(self, watch: Callable[..., None]) -> None:
+        """Have every call that the compiled code makes watched, for profiling.
+
+        `watch(function, symbol, before, result, *arguments)` is called before each (`before` true) and after it.
+        """
+        self._machine["set_instrument"](tvm_ffi.convert(watch))
 
     @cached_property
     def text(self) -> Text:

@@ -17,6 +17,7 @@ from llmc.package.manifest import BufferSpec
 from llmc.runtime.arrays import aligned_zeros, numpy_dtype, to_numpy, to_tensor
 
 if TYPE_CHECKING:
+    from llmc.runtime.generate import Generation
     from llmc.runtime.model import Function, Model
 
 CHUNK = 512  # tokens per call while reading a prompt: bounds the memory of activations, long enough for full speed
@@ -78,6 +79,12 @@ class Session:
         if all:
             return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         return parts[-1][:, -1]
+
+    def generate(self, prompt: Sequence[int] | np.ndarray, max_new_tokens: int, **options: Any) -> Generation:
+        """Read a prompt and stream what follows; `options` are those of `llmc.generate` (temperature, top_k, …)."""
+        from llmc.runtime.generate import generate  # it needs this module
+
+        return generate(self, prompt, max_new_tokens, **options)
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` in all, so that appending them moves no cache."""

@@ -33,6 +33,12 @@ def test_greedy(model: Model) -> None:
     assert run.first_token_s > 0 and run.prompt_tokens_per_s > 0 and run.decode_tokens_per_s > 0
 
 
+def test_a_session_generates_too(model: Model) -> None:
+    sampled = {"temperature": 0.8, "top_k": 5, "seed": 7}
+    assert list(model.session().generate(PROMPT, 12)) == expected_greedy(12)
+    assert list(model.session().generate(PROMPT, 6, **sampled)) == list(generate(model.session(), PROMPT, 6, **sampled))
+
+
 def test_tokens_stream(model: Model) -> None:
     session = model.session()
     run = generate(session, PROMPT, 5)
