@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from llmc.schedules.attention import reference
+from llmc.schedules.attention import examples, reference
 from llmc.schedules.attention.decode import MAX_QUERIES, decode
 from llmc.schedules.attention.flash import Call
 from llmc.schedules.attention.layout import BLOCK, parameters, size_in_bytes
@@ -76,6 +76,12 @@ class Attention(Template):
             seen = [min(n, w.window) for n in seen]
         ops = 4 * dims["B"] * w.n_heads * w.head_dim * sum(seen)
         return Work(ops=ops, bytes=size_in_bytes(w.inputs() + w.outputs(), dims))
+
+    def example_inputs(self, workload: AttentionWorkload, dims: Mapping[str, int], rng: np.random.Generator) -> Arrays:
+        return examples.attention_inputs(workload, dims, rng)
+
+    def corners(self, workload: AttentionWorkload) -> Sequence[Mapping[str, int]]:
+        return examples.attention_corners(workload)
 
 
 ATTENTION = Attention()

@@ -31,21 +31,19 @@ def decode(call: Call, chunk: int, serial_kib: int, MR: int, NR: int) -> None:
         T.buffer_store(longest, T.max(longest[0], last - first), [0])
     splits = T.bind((longest[0] + chunk - 1) // chunk)
     tasks = T.bind(B * w.n_kv_heads * splits)
-    part = _Partial(call, chunk)
+    part, tile = _Partial(call, chunk), _tile(w.group, MR, NR, call.simd.lanes)
 
     def body(task: Any) -> None:
         b, kv = T.bind(task // (w.n_kv_heads * splits)), T.bind(task // splits % w.n_kv_heads)
         first, last = span_of(b)
         begin = T.bind(first + task % splits * chunk)
         with T.If(begin < last), T.Then():
-            flash = Flash(
-                call, b, kv, T.int64(0), rows, MAX_QUERIES * w.group, *_tile(w.group, MR, NR, call.simd.lanes)
-            )
+            flash = Flash(call, b, kv, T.int64(0), rows, MAX_QUERIES * w.group, *tile, ahead=True)
             flash.run(begin, T.min(begin + chunk, last))
             part.store(task, flash)
 
     block_bytes = 2 * 4 * BLOCK * w.head_dim * w.n_kv_heads
-    distribute(tasks, B * longest[0] * block_bytes <= serial_kib * 1024, body)
+    distribute(tasks, serial_kib * 1024 >= B * longest[0] * block_bytes, body)
     with T.serial(0, B) as b:
         first, last = span_of(b)
         used = T.bind((T.max(last - first, T.int64(0)) + chunk - 1) // chunk)

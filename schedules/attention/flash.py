@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from llmc.schedules.attention.layout import BLOCK, fill, span, vectors
@@ -26,6 +27,7 @@ from llmc.tvm_shim import T
 LOG2E = 1 / math.log(2)
 FLOOR = -1e30  # first maximum of every row; scores below count as masked
 MASKED = -3e38
+LINE = 16  # float32 in a cache line
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,13 @@ class Flash:
     """One task: up to `max_rows` stacked rows of key head `kv` of batch `b`, over a range of key blocks.
 
     Scratch: acc [rows, D] sums of weighted values, top [rows] maxima, total [rows, lanes] sums of weights by lane.
+    `ahead` prefetches what is read next: worth it where keys and values stream from memory and serve few rows.
     """
 
-    def __init__(self, call: Call, b: Any, kv: Any, row0: Any, count: Any, max_rows: int, MR: int, NR: int) -> None:
+    def __init__(
+        self, call: Call, b: Any, kv: Any, row0: Any, count: Any, max_rows: int, MR: int, NR: int, ahead: bool = False
+    ) -> None:
+        self.ahead = ahead
         self.call, self.w, self.simd = call, call.w, call.simd
         self.b, self.kv, self.row0, self.count = b, kv, row0, count
         lanes = self.simd.lanes
@@ -158,6 +164,8 @@ class Flash:
                 for s in score.values():
                     s.v = simd.f32(0)
                 with T.serial(0, self.w.head_dim) as d:
+                    if self.ahead:
+                        self.fetch_values(block, d)
                     for (m, n), s in score.items():
                         key = keys[self.b, self.kv, block, d, simd.span(at[n])]
                         s.v = simd.fma(key, simd.splat(self.q[rows[m], d]), s.v)
@@ -264,6 +272,19 @@ class Flash:
         total = simd.fma(self.total[i, simd.span(0)], simd.splat(self.decay[i]), added)
         T.buffer_store(self.total, total, [i, simd.span(0)])
 
+    def fetch_values(self, block: Any, d: Any) -> None:
+        """In step d of the scores, ask for the d-th part of the block's values: they are next."""
+        for column in range(0, BLOCK, LINE):
+            at = d * BLOCK + column
+            row = block * BLOCK + at // self.w.head_dim
+            self.simd.prefetch(self.call.buffers["v"][self.b, self.kv, row, at % self.w.head_dim])
+
+    def fetch_keys(self, block: Any, k: Any) -> None:
+        """In step k of the values, ask for the k-th part of the next block's keys."""
+        rows = -(-self.w.head_dim // BLOCK)
+        for r, column in product(range(rows), range(0, BLOCK, LINE)):
+            self.simd.prefetch(self.call.buffers["kp"][self.b, self.kv, block, k * rows + r, column])
+
     def value_tile(self, tile: Any, key0: Any, columns: Any, vectors_: range) -> None:
         simd, n = self.simd, self.width
         out = {(m, j): Reg(n) for m in range(self.MR) for j in vectors_}
@@ -271,6 +292,8 @@ class Flash:
         for (m, j), o in out.items():
             o.v = self.acc[rows[m], simd.span(j * n, n)] * simd.splat(self.decay[rows[m]], n)
         with T.serial(0, columns) as k:
+            if self.ahead and vectors_.start == 0:
+                self.fetch_keys(key0 // BLOCK + 1, k)
             for (m, j), o in out.items():
                 v = self.call.buffers["v"][self.b, self.kv, key0 + k, simd.span(self.starts[j], n)]
                 o.v = simd.fma(v, simd.splat(self.p[rows[m], k], n), o.v, n)

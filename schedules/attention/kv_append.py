@@ -6,12 +6,12 @@ the same cache line of the packed keys. A block of the functional form is past, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from llmc.schedules.attention import reference
+from llmc.schedules.attention import examples, reference
 from llmc.schedules.attention.layout import BLOCK, distribute, parameters, span, vectors
 from llmc.schedules.attention.workloads import KVAppendWorkload
 from llmc.schedules.base import Arrays, Config, Space, Template, Work, Workload
@@ -53,6 +53,12 @@ class KVAppend(Template):
         moved = new * (4 * w.n_kv_heads + (2 * w.n_heads if w.rope else 0)) + 4 * old
         copies = (new * w.n_kv_heads + old) if w.present else 0
         return Work(ops=3 * new * (w.n_heads + w.n_kv_heads) if w.rope else 0, bytes=4 * (moved + copies))
+
+    def example_inputs(self, workload: KVAppendWorkload, dims: Mapping[str, int], rng: np.random.Generator) -> Arrays:
+        return examples.append_inputs(workload, dims, rng)
+
+    def corners(self, workload: KVAppendWorkload) -> Sequence[Mapping[str, int]]:
+        return examples.append_corners(workload)
 
 
 class _Kernel:

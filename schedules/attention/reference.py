@@ -38,7 +38,8 @@ def kv_append(w: KVAppendWorkload, inputs: Mapping[str, np.ndarray]) -> Arrays:
     if w.packed_qkv:
         q, k, v = np.split(inputs["qkv"], [H * D, (H + KV) * D], axis=-1)
     else:
-        q, k, v = inputs.get("q_in"), inputs["k_in"], inputs["v_in"]
+        k, v = inputs["k_in"], inputs["v_in"]
+        q = inputs["q_in"] if w.rope else k
     B, S = k.shape[:2]
     k, v = k.reshape(B, S, KV, D), v.reshape(B, S, KV, D).swapaxes(1, 2)
     out: Arrays = {}

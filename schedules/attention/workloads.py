@@ -126,8 +126,9 @@ class AttentionWorkload(Workload):
         if self.key_bias:
             args.append(Arg("key_bias", ("B", "T"), F32))
         if self.bias:
+            dims: tuple[int | str, ...] = ("B", H, "S")
             full = (self.bias_batch, self.bias_heads, self.bias_rows)
-            lead = tuple(d if f else 1 for d, f in zip(("B", H, "S"), full, strict=True))
+            lead = [dim if f else 1 for dim, f in zip(dims, full, strict=True)]
             args.append(Arg("bias", (*lead, "T"), F32))
         return tuple(args)
 

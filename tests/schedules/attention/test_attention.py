@@ -38,8 +38,7 @@ WORKLOADS = {
 }
 # Other tiles than the default's, on the same workloads: a tuner may choose any.
 TUNED = {
-    "causal/b": ("causal", {"BQ": 64, "MR": 4, "NR": 1, "chunk": 8, "serial_kib": 256}),
-    "softcap/a": ("softcap", {"BQ": 96, "MR": 6, "NR": 1, "chunk": 1, "serial_kib": 64}),
+    "causal/tuned": ("causal", {"BQ": 64, "MR": 4, "NR": 1, "chunk": 8, "serial_kib": 256}),
 }
 # (queries, lengths of the batch)
 CALLS = [
