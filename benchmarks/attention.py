@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ceilings import compile_kernel, least, peak, read_bandwidth
 
+from llmc.ceilings import compile_kernel, least, peak, read_bandwidth
 from llmc.schedules.attention.attention import ATTENTION
 from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.layout import BLOCK

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from ceilings import compile_kernel, peak, read_bandwidth
 from onnx import TensorProto, helper, numpy_helper
 
+from llmc.ceilings import compile_kernel, peak, read_bandwidth
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.targets.base import Target
 from llmc.targets.x86 import TARGETS

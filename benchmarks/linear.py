@@ -11,13 +11,14 @@ The time is the mean over the copies of each one's least, less what an empty cal
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from ceilings import compile_kernel, least, least_each, peak, pin_caller, read_bandwidth
 
+from llmc.ceilings import compile_kernel, least, least_each, peak, read_bandwidth
 from llmc.schedules.formats import QuantizedWeight
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.targets.base import Target
@@ -27,6 +28,13 @@ from llmc.tvm_shim import IRBuilder, T, tvm
 COLD_BYTES = 160 << 20  # of weights read between two uses of the same copy
 
 tensor = tvm.runtime.tensor
+
+
+def pin_caller() -> None:
+    """Keep the calling thread on the first core. TVM pins its workers to the others; a caller that the system moves
+    next to one of them shares that core for seconds, and two threads are as slow as one."""
+    tvm.runtime.num_threads()  # the pool takes the cores that the process has now
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 @dataclass(frozen=True)

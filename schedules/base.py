@@ -72,10 +72,18 @@ class Space:
 
 @dataclass(frozen=True)
 class Work:
-    """The roofline of one call: arithmetic operations, and bytes that must cross the memory bus."""
+    """The roofline of one call: arithmetic operations, and bytes that must cross the memory bus.
+
+    `unit` does the operations: "fma" (float32) or "dot" (products of 8-bit integers, summed in int32).
+    """
 
     ops: float
     bytes: float
+    unit: str = "fma"
+
+    def seconds(self, peaks: Mapping[str, float], bandwidth: float) -> float:
+        """The least time for it at `peaks` operations a second, by unit, and `bandwidth` bytes a second."""
+        return max(self.ops / peaks[self.unit], self.bytes / bandwidth)
 
 
 class Template(ABC):

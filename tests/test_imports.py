@@ -55,7 +55,9 @@ MAY_SEE = {
     "samples": {"errors", "package"},
     "bench": MEASURING,
     "checker": MEASURING,
-    "cli": MEASURING | {"bench", "checker", "pipeline", "quantize", "targets"},
+    "ceilings": KERNELS,
+    "profile": KERNELS | SERVING | {"bench", "ceilings", "options"},
+    "cli": MEASURING | {"bench", "checker", "profile", "pipeline", "quantize", "targets"},
     "": {"errors", "pipeline", "runtime", "checker"},
 }
 PLAIN_TARGETS = {"llmc.targets.base", "llmc.targets.x86", "llmc.targets.detect"}

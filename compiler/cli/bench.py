@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmc.cli.common import JsonFlag, ThreadsOption, print_json, print_table, stderr
+from llmc.cli.common import JsonFlag, ThreadsOption, one_line, print_json, print_pairs, print_table, stderr, stdout
 from llmc.errors import LlmcError, OptionError
 
 if TYPE_CHECKING:
@@ -29,12 +30,16 @@ def command(
     model: Annotated[Path | None, typer.Option(help="The ONNX file that the peers run.")] = None,
     threads: ThreadsOption = None,
     repeat: Annotated[int, typer.Option(min=1, help="Measured rounds, after one of warming up.")] = 5,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show instead where the time goes, kernel by kernel.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Measure an artifact, alone or against its peers.
 
     Tokens per second of a language model, ms a call of any other: medians of interleaved rounds. Logits are computed
-    for every position, by llmc and by its peers.
+    for every position, by llmc and by its peers. With --profile, the time of each kernel and how near it comes to its
+    roofline: what this machine's measured arithmetic and memory would allow. That needs the compiler installed.
 
     \b
     Example:
@@ -45,10 +50,15 @@ def command(
 
     lengths = options.parse_counts(prefill, "--prefill")
     peers = [name.strip() for name in against.split(",")] if against else []
+    if profile and peers:
+        raise OptionError("--profile looks into llmc alone", hint="give --profile and --against one after the other")
     if peers and model is None:
         raise OptionError("--against needs the ONNX file that the peers run", hint="add --model model.onnx")
     manifest = open_artifact(artifact).manifest
     tasks = bench.decoder_tasks(lengths, decode) if manifest.decoder else [_call_task(manifest, dim or [])]
+    if profile:
+        _profile(artifact, tasks, threads, json)
+        return
     contestants = [bench.Contestant("llmc", artifact), *(bench.Contestant(p, model or artifact) for p in peers)]
     console = stderr()
     with console.status("measuring") as status:
@@ -67,6 +77,33 @@ def command(
         print_json({name: bench.as_json(result) for name, result in results.items()})
     else:
         _show(tasks, results)
+
+
+def _profile(artifact: Path, tasks: list[Task], threads: int | None, json: bool) -> None:
+    """Where the time goes, task by task, against what the machine can do."""
+    from llmc.profile import profile
+
+    with stderr().status("profiling") as status:
+        limits, profiles = profile(artifact, tasks, threads=threads, progress=status.update)
+    if json:
+        print_json({"ceilings": asdict(limits), "profile": {name: p.as_json() for name, p in profiles.items()}})
+        return
+    peaks = ", ".join(f"{ops / 1e9:.0f} G{unit}/s" for unit, ops in limits.peaks.items())
+    print_pairs({"ceilings": f"{peaks}, reads {limits.bandwidth / 1e9:.1f} GB/s"}, stdout())
+    for name, p in profiles.items():
+        rows: list[tuple[object, ...]] = [
+            (o.name, o.calls, *_figures(o.seconds, p.seconds), f"{o.ops / o.seconds / 1e9:.0f}",
+             f"{o.bytes / o.seconds / 1e9:.1f}", f"{o.roofline:.0%}", one_line(o.workload))
+            for o in p.operators
+        ]  # fmt: skip
+        rest = {"virtual machine": p.machine, "Python": p.python, "waits": p.waits, "in all": p.seconds}
+        rows += [(what, "", *_figures(seconds, p.seconds), "", "", "", "") for what, seconds in rest.items()]
+        columns = ("kernel", "calls", "ms", "share", "Gop/s", "GB/s", "of roofline", "workload")
+        print_table(columns, rows, title=f"\n{name}")
+
+
+def _figures(seconds: float, total: float) -> tuple[str, str]:
+    return f"{seconds * 1e3:.3f}", f"{seconds / total:.1%}"
 
 
 def _call_task(manifest: Manifest, dim: list[str]) -> Task:

@@ -69,3 +69,14 @@ def human_bytes(n: int) -> str:
 
 def human_seconds(seconds: float) -> str:
     return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def one_line(value: Any) -> str:
+    """A manifest's free-form value on one line; what is off, zero or empty is left out."""
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{k} {one_line(v)}".strip() for k, v in value.items() if v not in (None, False, 0, 0.0, "", [], "none")
+        )
+    if isinstance(value, list):
+        return "; ".join(map(one_line, value))
+    return f"{value:g}" if isinstance(value, float) else "" if value is None or value is True else str(value)

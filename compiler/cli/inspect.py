@@ -5,11 +5,11 @@ from __future__ import annotations
 import json as json_
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmc.cli.common import JsonFlag, human_bytes, print_json, print_pairs, print_table, stdout
+from llmc.cli.common import JsonFlag, human_bytes, one_line, print_json, print_pairs, print_table, stdout
 
 if TYPE_CHECKING:
     from llmc.package.manifest import ArraySpec, Manifest
@@ -42,7 +42,7 @@ def command(
     ]
     print_table(("function", "", "name", "dtype", "shape"), rows)
     kernels = [
-        (k.template, k.calls, _line(k.workload), _line(k.config), _line(k.provenance))
+        (k.template, k.calls, one_line(k.workload), one_line(k.config), one_line(k.provenance))
         for k in sorted(manifest.kernels, key=lambda k: (k.template, k.name))
     ]
     print_table(("kernel", "calls", "workload", "config", "found by"), kernels)
@@ -61,8 +61,8 @@ def _facts(manifest: Manifest, path: Path) -> dict[str, object]:
         else "plain function",
         "symbols": ", ".join(f"{s} {low}..{'' if high is None else high}" for s, (low, high) in symbols.items())
         or "none",
-        "quantised": _line(manifest.quantization) or "no",
-        "accuracy": _line(manifest.accuracy) or "not checked",
+        "quantised": one_line(manifest.quantization) or "no",
+        "accuracy": one_line(manifest.accuracy) or "not checked",
     }
 
 
@@ -73,14 +73,3 @@ def _without_caches(arrays: tuple[ArraySpec, ...]) -> list[ArraySpec]:
 
 def _shape(array: ArraySpec) -> str:
     return " × ".join(map(str, array.shape)) or "scalar"
-
-
-def _line(value: Any) -> str:
-    """A manifest's free-form value on one line; what is off, zero or empty is left out."""
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{k} {_line(v)}".strip() for k, v in value.items() if v not in (None, False, 0, 0.0, "", [], "none")
-        )
-    if isinstance(value, list):
-        return "; ".join(map(_line, value))
-    return f"{value:g}" if isinstance(value, float) else "" if value is None or value is True else str(value)

@@ -225,7 +225,8 @@ class LowBitLinear(Template):
         groups = N * -(-K // workload.group_size)
         planes = groups * (np.dtype(workload.scale_dtype).itemsize + (0 if workload.symmetric else 4))
         outputs = 4 * M * workload.columns * (2 if workload.residual else 1)
-        return Work(ops=2 * M * N * K, bytes=N * K * workload.bits / 8 + planes + 4 * M * K + outputs)
+        moved = N * K * workload.bits / 8 + planes + 4 * M * K + outputs
+        return Work(ops=2 * M * N * K, bytes=moved, unit="dot" if workload.activations == "a8" else "fma")
 
 
 LOWBIT = LowBitLinear()

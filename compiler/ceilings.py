@@ -1,4 +1,5 @@
-"""What this machine can do, measured by kernels from the same compiler and the same thread pool: the denominators."""
+"""What this machine can do, measured by kernels from the same compiler and the same thread pool: the denominators of
+profiles and benchmarks."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def least_each(calls: Sequence[Callable[[], Any]], seconds: float = 0.5) -> floa
 @cache
 def peak(target: Target, kind: str) -> float:
     """Operations a second of all threads: kind "fma" (float32) or "dot" (u8 x s8 into int32). 16 independent sums."""
-    simd, threads, steps = Simd(target), tvm.runtime.num_threads(), 200_000
+    simd, threads, steps = Simd(target), tvm.runtime.num_threads(), 4_000
     dtype, R = ("float32" if kind == "fma" else "int32"), target.lanes
     chains = 16 if target.vector_registers >= 32 else 10
     with IRBuilder() as ib, T.prim_func(s_tir=True):
