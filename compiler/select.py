@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmc.graph import LLMC, Graph, Node
+from llmc.graph import LLMC, Graph, Node, same_dim
 from llmc.schedules.attention.attention import ATTENTION
 from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
@@ -123,9 +123,9 @@ def _attention(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
         softcap=float(a["softcap"]),
         key_bias=bool(node.inputs[8]),
         bias=bool(node.inputs[9]),
-        bias_batch=bias[0] != 1,
-        bias_heads=bias[1] != 1,
-        bias_rows=bias[2] != 1,
+        bias_batch=not same_dim(bias[0], 1),
+        bias_heads=not same_dim(bias[1], 1),
+        bias_rows=not same_dim(bias[2], 1),
         q_packed=packed and not rope,
     )
     return Kernel(KV_APPEND, append), Kernel(ATTENTION, attend)

@@ -13,6 +13,7 @@ from llmc.pipeline import StageEvent, compile
 from llmc.runtime import Model
 from llmc.targets.detect import machine
 from llmc.targets.x86 import TARGETS
+from tests.fuse.test_masks import attention_model
 from tests.graphs import FORMS, Decoder, Shape, decoder_feeds, encoder
 
 SHAPE = Shape()
@@ -119,6 +120,20 @@ def test_encoder(compiled: dict[str, Model], models: dict[str, Path]) -> None:
         close(hidden[0, : (seq + 1) // 2], expected[0, : (seq + 1) // 2])
         if batch > 1:
             close(hidden[1:], expected[1:])
+
+
+@pytest.mark.parametrize("mask", ["window12", "distance", "row"])
+def test_masks_of_all_kinds(tmp_path: Path, mask: str) -> None:
+    """A window, a bias for every distance, and one for every query, through the kernels."""
+    path = attention_model(tmp_path, mask, past=True)
+    compile(path, target=WIDEST).save(tmp_path / "m.llmc")
+    model, rng = llmc.load(tmp_path / "m.llmc"), np.random.default_rng(0)
+    for batch, seq, past in ((1, 1, 30), (2, 40, 0), (1, 17, 5)):
+        feeds = {"x": rng.standard_normal((batch, seq, 16), np.float32)}
+        feeds["attention_mask"] = np.ones((batch, seq + past), np.int64)
+        feeds |= {f"past_{k}": rng.standard_normal((batch, 2, past, 8), np.float32) for k in "kv"}
+        actual = model({i.name: feeds[i.name] for i in model.inputs})
+        close(actual if isinstance(actual, np.ndarray) else actual["y"], onnx_run(path, feeds)["y"])
 
 
 def test_avx2_equals_the_widest(compiled: dict[str, Model], models: dict[str, Path], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmc.graph import Editor, Node, TensorType, same_dim
+from llmc.graph import LLMC, Editor, Node, TensorType, same_dim
 from llmc.match import fused, ints, made_by, rank
 
 TO_HEADS = [0, 2, 1, 3]  # its own inverse
@@ -75,11 +75,20 @@ def split_heads(edit: Editor, flat: str, out: str, n_heads: int) -> None:
 
 def reshape(edit: Editor, x: str, out: str, type_: TensorType) -> None:
     """`out` is `x` with the shape of `type_`."""
+    edit.add(Node("Reshape", (x, _shape_value(edit, out, type_)), (out,), {}, version=14), [type_])
+
+
+def expand(edit: Editor, x: str, out: str, type_: TensorType) -> None:
+    """`out` is `x` broadcast to the shape of `type_`."""
+    edit.add(Node("Expand", (x, _shape_value(edit, out, type_)), (out,), {}, version=13), [type_])
+
+
+def _shape_value(edit: Editor, out: str, type_: TensorType) -> str:
     dims = np.empty(len(type_.shape), object)
     dims[:] = type_.shape
-    shape = edit.fresh(f"{out}.shape")
-    edit.add(Node("ShapeValue", (), (shape,), {"value": dims}, "llmc", version=1), [TensorType((len(dims),), "int64")])
-    edit.add(Node("Reshape", (x, shape), (out,), {}, version=14), [type_])
+    name = edit.fresh(f"{out}.shape")
+    edit.add(Node("ShapeValue", (), (name,), {"value": dims}, LLMC, version=1), [TensorType((len(dims),), "int64")])
+    return name
 
 
 def merged(edit: Editor, name: str) -> str | None:

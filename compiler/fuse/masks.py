@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from llmc.fuse.build import Mask, key_bias
-from llmc.fuse.heads import reshape
-from llmc.graph import Dim, Editor, Node
+from llmc.fuse.heads import expand, reshape
+from llmc.graph import Dim, Editor, Node, TensorType, same_dim
 from llmc.match import array, rank
 from llmc.tvm_shim import Analyzer, substitute, tirx
 
@@ -42,19 +42,23 @@ def recognise(edit: Editor, name: str, batch: Dim, queries: Dim, keys: Dim) -> M
         if found is not None:
             causal, window, padded = found
             return Mask(causal, window, key_bias(edit, key_masks[0]) if padded else "")
-    return Mask(bias=_additive(edit, name))
+    return Mask(bias=_additive(edit, name, keys))
 
 
-def _additive(edit: Editor, name: str) -> str:
-    """The mask as float numbers to add, rank 4."""
+def _additive(edit: Editor, name: str, keys: Dim) -> str:
+    """The mask as float numbers to add, [B|1, H|1, S|1, T]."""
     if edit.types[name].dtype == "bool":
         name = key_bias(edit, name)
-    shape = edit.types[name].shape
-    if len(shape) < 4:
+    type_ = edit.types[name]
+    if len(type_.shape) < 4:
         wide = f"{name}.4d"
         if wide not in edit.types:
-            type_ = edit.types[name]
-            reshape(edit, name, wide, type(type_)((1,) * (4 - len(shape)) + shape, type_.dtype))
+            reshape(edit, name, wide, TensorType((1,) * (4 - len(type_.shape)) + type_.shape, type_.dtype))
+        name, type_ = wide, edit.types[wide]
+    if not same_dim(type_.shape[3], keys):
+        wide = f"{name}.all_keys"
+        if wide not in edit.types:
+            expand(edit, name, wide, TensorType((*type_.shape[:3], keys), type_.dtype))
         name = wide
     return name
 

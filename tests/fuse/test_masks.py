@@ -18,6 +18,12 @@ H, D = 2, 8
 
 def attend(tmp_path: Path, mask: str, *, past: bool) -> Node:
     """The Attention node of a one-layer graph whose mask is spelled as `mask`."""
+    graph = fuse(quantize(import_model(attention_model(tmp_path, mask, past=past)), None))
+    return next(n for n in graph.nodes if n.op == "Attention")
+
+
+def attention_model(tmp_path: Path, mask: str, *, past: bool) -> Path:
+    """One attention layer over x [b, s, 16], 2 heads of 8, with a mask of SPELLINGS."""
     g = Builder()
     g.input("x", F32, ["b", "s", H * D])
     g.input("attention_mask", I64, ["b", "t"])
@@ -48,8 +54,7 @@ def attend(tmp_path: Path, mask: str, *, past: bool) -> Node:
     probs = g.op("Softmax", [g.op("Add", [scores, bias], "masked")], "probs", axis=-1)
     mixed = g.op("Transpose", [g.op("MatMul", [probs, heads["v"]], "mixed")], "back", perm=[0, 2, 1, 3])
     g.op("Reshape", [mixed, g.ints(0, 0, -1)], "y")
-    graph = fuse(quantize(import_model(g.save(tmp_path / "m.onnx", 17)), None))
-    return next(n for n in graph.nodes if n.op == "Attention")
+    return g.save(tmp_path / "m.onnx", 17)
 
 
 def zero(g: Builder) -> str:
@@ -118,7 +123,14 @@ def distance(g: Builder, S: str, T: str) -> str:
     return g.op("Mul", [far, g.const("slopes", [[[0.5]], [[0.25]]], np.float32)], "bias")
 
 
+def row(g: Builder, S: str, T: str) -> str:
+    """A number for each query, the same for all keys."""
+    q, _ = positions(g, S, T)
+    return g.op("Cast", [q], "bias", to=1)
+
+
 SPELLINGS = {
+    "row": row,
     "causal": causal,
     "trilu": causal_by_trilu,
     "window12": lambda g, S, T: window(g, S, T, 12),
@@ -148,7 +160,7 @@ def test_recognised(tmp_path: Path, mask: str, causal: bool, window: int, padded
     assert not node.inputs[9], "nothing is left to add"
 
 
-@pytest.mark.parametrize("mask", ["future", "distance"])
+@pytest.mark.parametrize("mask", ["future", "distance", "row"])
 def test_anything_else_is_added_as_it_is(tmp_path: Path, mask: str) -> None:
     node = attend(tmp_path, mask, past=True)
     assert not node.attrs["causal"] and node.attrs["window"] == 0 and not node.inputs[8]
