@@ -1,0 +1,168 @@
+"""What the cost model sees of a configuration: a vector of fixed length, computed without building anything.
+
+Three parts. What is the same for every configuration of a task at a point (`TASK`); what the kernel's code does with
+this configuration at this point (`CODE`), as the functions of `features_gemm`, `features_attention` and
+`features_rows` describe it; and the same counts relative to the default configuration, which are what the model's
+label, the time relative to the default, mostly follows from. Counts say what happens at the point, not what the knobs
+are: a knob without effect there leaves no trace, and kernels of different templates share one vocabulary.
+
+All quantities enter as log2: sizes, shares and costs act as ratios. A count that a template does not have is missing
+(NaN), which XGBoost's trees treat as a branch of their own.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmc.schedules.base import Config
+from llmc.targets.base import Target
+from llmc.tune.features_attention import attention, kv_append
+from llmc.tune.features_gemm import dense, lowbit
+from llmc.tune.features_rows import embedding, norm
+from llmc.tune.task import Point, Task
+
+Describe = Callable[[Any, Config, Target, Mapping[str, int], int], dict[str, float]]
+
+_DESCRIBE: dict[str, Describe] = {
+    "lowbit": lowbit,
+    "dense": dense,
+    "attention": attention,
+    "kv_append": kv_append,
+    "norm": norm,
+    "embedding_dense": embedding,
+}
+
+TASK: dict[str, str] = {
+    **{f"is_{name}": "0 or 1: the template" for name in _DESCRIBE},
+    "foreign": "0 or 1: measured on another target than the one that is tuned",
+    "m": "rows at this point: M, or B*S",
+    "n": "output columns N, or heads times head_dim",
+    "k": "length of the sums: K, or head_dim",
+    "keys": "keys in the cache at this point: C",
+    "bits": "bits of one weight",
+    "group_size": "weights that share a scale",
+    "heads": "query heads that share one key head",
+    "halves": "rows of the weight that make one output column: 2 for silu_mul",
+    "epilogue": "count of bias, residual and activation",
+    "symmetric": "0 or 1: one zero point for the whole weight",
+    "float_sums": "0 or 1: products are float32, not int8",
+    "ops": "operations of one call",
+    "bytes": "bytes that one call must move",
+    "intensity": "operations a byte",
+    "lanes": "32-bit elements of one register",
+    "vector_registers": "registers of the target",
+    "vnni": "0 or 1: the target multiplies and adds bytes in one instruction",
+    "l1": "bytes of first-level data cache",
+    "l2": "bytes of second-level cache",
+    "l3": "bytes of third-level cache",
+    "threads": "threads of one call",
+}
+
+CODE: dict[str, str] = {
+    "rows": "rows of the register tile",
+    "vectors": "registers side by side in the register tile",
+    "sums": "independent sums in flight: they hide the latency of one multiply",
+    "registers": "registers that the tile needs, over those of the target; above 1 it spills",
+    "loads_per_op": "register loads and broadcasts a multiply instruction",
+    "unroll": "steps of the sum in one iteration of the innermost loop",
+    "body": "multiply instructions in one iteration of the innermost loop",
+    "trips": "iterations of the innermost loop",
+    "unpack_per_op": "instructions that take codes apart or expand them, a multiply instruction",
+    "scale_per_op": "instructions that apply scales, a multiply instruction",
+    "waste": "work done over work needed: padding of rows and columns",
+    "tail": "share of the rows in the last, smaller block",
+    "tile_l1": "bytes that one pass over a register tile reads, over the first-level cache",
+    "panel_l1": "bytes that successive tiles read again, over the first-level cache",
+    "panel_l2": "bytes that successive tiles read again, over the second-level cache",
+    "scratch_l1": "bytes of a task's scratch, over the first-level cache",
+    "traffic": "bytes read from beyond the second-level cache, over those that one call must move",
+    "prefetch": "bytes between a prefetch and its use; 0 without",
+    "tasks": "iterations of the parallel loop, a thread",
+    "imbalance": "the busiest thread's tasks over the mean",
+    "used_threads": "threads at work, over the threads there are",
+    "task_ops": "operations of one task",
+    "slices": "pieces that a sum is cut into",
+}
+
+_LEAST = 2.0**-10  # stands for zero
+
+
+def names() -> tuple[str, ...]:
+    """Names of the elements of a vector: counts, and with "~" before them counts relative to the default's."""
+    return (*TASK, *CODE, *(f"~{name}" for name in CODE))
+
+
+def default_threads() -> int:
+    """Threads that TVM's pool uses here."""
+    return int(os.environ.get("TVM_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
+
+
+def matrix(
+    task: Task, point: Point, configs: Sequence[Config], threads: int | None = None, foreign: bool = False
+) -> np.ndarray:
+    """Vectors of `configs` at `point`: float32 [len(configs), len(names())]."""
+    threads = threads or default_threads()
+    kernel, sizes = task.kernel, point.sizes()
+    describe = _DESCRIBE.get(kernel.template.name, _knobs)
+
+    def code(config: Config) -> np.ndarray:
+        counts = describe(kernel.workload, config, task.target, sizes, threads)
+        return np.array([counts.get(name, math.nan) for name in CODE])
+
+    shared = _task(task, sizes, threads, foreign)
+    default = _log(code(kernel.template.default(kernel.workload, task.target)))
+    counts = np.stack([code(config) for config in configs]) if configs else np.empty((0, len(CODE)))
+    own = _log(counts)
+    return np.hstack([np.broadcast_to(shared, (len(configs), len(shared))), own, own - default]).astype(np.float32)
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    return np.log2(np.maximum(x, _LEAST))
+
+
+def _task(task: Task, sizes: Mapping[str, int], threads: int, foreign: bool) -> np.ndarray:
+    template, w, target = task.kernel.template, task.kernel.workload, task.target
+    work = template.work(w, sizes)
+    fields = vars(w)
+    head_dim, heads = fields.get("head_dim", 0), fields.get("n_heads", 0)
+    flags = {
+        **{f"is_{name}": float(template.name == name) for name in _DESCRIBE},
+        "foreign": float(foreign),
+        "symmetric": float(fields.get("symmetric", True)),
+        "float_sums": float(fields.get("activations", "a32") == "a32"),
+        "vnni": float(target.dot == "vnni"),
+    }
+    extras = (fields.get("bias"), fields.get("residual"), fields.get("activation", "none") != "none")
+    sizes_ = {
+        "m": sizes.get("M", sizes.get("B", 1) * sizes.get("S", 1)),
+        "n": fields.get("N", heads * head_dim),
+        "k": fields.get("K", fields.get("E", head_dim)),
+        "keys": sizes.get("C", math.nan),
+        "bits": fields.get("bits", 32),
+        "group_size": fields.get("group_size", math.nan),
+        "heads": heads / fields.get("n_kv_heads", 1) if heads else math.nan,
+        "halves": 2 if fields.get("activation") == "silu_mul" else 1,
+        "epilogue": sum(map(bool, extras)),
+        "ops": work.ops,
+        "bytes": work.bytes,
+        "intensity": work.ops / max(work.bytes, 1),
+        "lanes": target.lanes,
+        "vector_registers": target.vector_registers,
+        "l1": target.l1_bytes,
+        "l2": target.l2_bytes,
+        "l3": target.l3_bytes,
+        "threads": threads,
+    }
+    logs = dict(zip(sizes_, _log(np.array(list(sizes_.values()), float)), strict=True))
+    return np.array([flags[name] if name in flags else logs[name] for name in TASK])
+
+
+def _knobs(workload: Any, config: Config, target: Target, sizes: Mapping[str, int], threads: int) -> dict[str, float]:
+    """A template that nobody described: its numeric knobs, in their order, stand in the first counts."""
+    numbers = [float(v) if isinstance(v, int) else float(len(v)) for _, v in sorted(config.items())]
+    return dict(zip(CODE, numbers, strict=False))
