@@ -7,7 +7,7 @@ compiler library (about one second and 250 MB): nothing that only loads or inspe
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # TVM's default is half of the logical cores, which is one thread on a 2-core machine without SMT; it is read once,
 # when the library's thread pool starts.
@@ -33,6 +33,17 @@ def substitute(expr: Expr, values: Mapping[tirx.Var, Expr | int]) -> Expr:
     """An integer expression with some of its variables replaced."""
     exprs = {var: tirx.IntImm("int64", v) if isinstance(v, int) else v for var, v in values.items()}
     return tvm_ffi.structural_map(expr, (tvm.ir.Var, lambda var: exprs.get(var, var)), order="post")
+
+
+def with_sizes(func: PrimFunc, shapes: Sequence[Sequence[int | str]], sizes: Mapping[str, int]) -> PrimFunc:
+    """A kernel for these sizes alone. `shapes` are those of its first parameters, with symbols as strings."""
+    fixed = {
+        dim: tirx.IntImm("int64", sizes[symbol])
+        for param, shape in zip(func.params, shapes, strict=False)
+        for dim, symbol in zip(param.shape, shape, strict=True)
+        if symbol in sizes
+    }
+    return tvm_ffi.structural_map(func, (tvm.ir.Var, lambda var: fixed.get(var, var)), order="post")
 
 
 def with_root_block(func: PrimFunc) -> PrimFunc:
@@ -62,4 +73,5 @@ __all__ = [
     "tvm",
     "tvm_ffi",
     "with_root_block",
+    "with_sizes",
 ]

@@ -125,6 +125,21 @@ class Template(ABC):
     def work(self, workload: Any, dims: Mapping[str, int]) -> Work:
         """Operations and bytes of one call with the symbols bound to `dims`."""
 
+    def example_weights(self, workload: Any, rng: np.random.Generator) -> dict[str, Any]:
+        """Random weights, as `prepack` and `reference` take them."""
+        return {}
+
+    def example_inputs(self, workload: Any, dims: Mapping[str, int], rng: np.random.Generator) -> Arrays:
+        """Random inputs with the symbols bound to `dims`; floats are normal, integers 0.
+
+        Overridden where values must fit together: ids, lengths, caches.
+        """
+        return {arg.name: example(arg, dims, rng) for arg in workload.inputs()}
+
+    def corners(self, workload: Any) -> Sequence[Mapping[str, int]]:
+        """Small sizes that reach every body, tail and edge of a kernel, whatever its configuration."""
+        return [{"M": M} for M in (*range(1, 18), 33)]
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -147,3 +162,11 @@ def bind_dims(args: Sequence[Arg], arrays: Mapping[str, np.ndarray]) -> dict[str
             if isinstance(symbol, str):
                 dims[symbol] = int(size)
     return dims
+
+
+def example(arg: Arg, dims: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
+    """A random array for `arg`, its symbols bound to `dims`: normal floats; zeros of any other type."""
+    shape = tuple(dims[d] if isinstance(d, str) else d for d in arg.shape)
+    if arg.dtype.startswith("float"):
+        return rng.standard_normal(shape, np.float32).astype(arg.dtype)
+    return np.zeros(shape, arg.dtype)

@@ -63,13 +63,18 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What became of one candidate. `timings` by point (its text form), empty unless status is "ok"."""
+    """What became of one candidate. `timings` by point (its text form), empty unless status is "ok".
+
+    `verified`: measured with care, as every winner is before it is kept: the kernel as models use it, right at the
+    template's corner sizes with three sets of inputs, and timed for longer. Only such records are ever chosen.
+    """
 
     config: Config
     status: Status
     timings: Mapping[str, Timing]
     detail: str = ""  # why it failed
-    build_seconds: float = 0.0
+    build_seconds: float = 0.0  # of CPU time
+    verified: bool = False
 
     def cost(self, points: tuple[Point, ...]) -> float:
         """Weighted geometric mean of the ratios to the default: what the search minimises. Infinite if not ok."""
@@ -80,3 +85,8 @@ class Measurement:
         for p in points:
             product *= self.timings[str(p)].ratio ** (p.weight / total)
         return product
+
+    def noise(self, points: tuple[Point, ...]) -> float:
+        """Relative half-width of the cost's interval: the points' spreads, by their weights."""
+        total = sum(p.weight for p in points)
+        return sum(self.timings[str(p)].spread * p.weight / total for p in points)

@@ -102,5 +102,13 @@ class EmbeddingDense(Template):
         line = 64 if workload.panel else 4  # a panel holds one element of the row in each cache line
         return Work(ops=0, bytes=dims["M"] * (8 + workload.E * (4 + line)))
 
+    def example_weights(self, workload: EmbeddingDenseWorkload, rng: np.random.Generator) -> dict[str, Any]:
+        return {"weight": rng.standard_normal((workload.V, workload.E), np.float32)}
+
+    def example_inputs(
+        self, workload: EmbeddingDenseWorkload, dims: Mapping[str, int], rng: np.random.Generator
+    ) -> Arrays:
+        return {"ids": rng.integers(-workload.V, workload.V, dims["M"])}
+
 
 EMBEDDING_DENSE = EmbeddingDense()

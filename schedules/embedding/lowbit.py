@@ -10,7 +10,7 @@ import numpy as np
 
 from llmc.errors import KernelError
 from llmc.schedules.base import Arg, Arrays, Config, Space, Template, Work, Workload
-from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.formats import QuantizedWeight, random_weight
 from llmc.schedules.gemm.packing import LowBitLayout, common_zero, pack_weight, smallest_scale_dtype
 from llmc.targets.base import Target
 from llmc.targets.intrinsics import Simd
@@ -120,6 +120,16 @@ class LowBitEmbedding(Template):
     def work(self, workload: LowBitEmbeddingWorkload, dims: Mapping[str, int]) -> Work:
         values = dims["M"] * workload.E
         return Work(ops=2 * values, bytes=values * (workload.bits / 8 + 4))
+
+    def example_weights(self, workload: LowBitEmbeddingWorkload, rng: np.random.Generator) -> dict[str, Any]:
+        w = workload
+        zero = w.zero if w.symmetric else None
+        return {"weight": random_weight(rng, (w.V, w.E), w.bits, w.group_size, zero, w.scale_dtype)}
+
+    def example_inputs(
+        self, workload: LowBitEmbeddingWorkload, dims: Mapping[str, int], rng: np.random.Generator
+    ) -> Arrays:
+        return {"ids": rng.integers(-workload.V, workload.V, dims["M"])}
 
 
 def _store(y: Any, m: Any, first: Any, values: Any) -> None:

@@ -134,6 +134,10 @@ class DenseLinear(Template):
         outputs = M * workload.columns * (2 if workload.residual else 1)
         return Work(ops=2 * M * N * K, bytes=4 * (N * K + M * K + outputs))
 
+    def example_weights(self, workload: DenseLinearWorkload, rng: np.random.Generator) -> dict[str, Any]:
+        weight = rng.standard_normal((workload.N, workload.K), np.float32)
+        return {"weight": weight, "bias": rng.standard_normal(workload.N, np.float32)}
+
 
 @dataclass(frozen=True)
 class _Place:

@@ -16,7 +16,7 @@ import numpy as np
 from llmc.errors import KernelError
 from llmc.schedules import epilogue
 from llmc.schedules.base import Arg, Arrays, Config, Space, Template, Work, Workload
-from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.formats import QuantizedWeight, random_weight
 from llmc.schedules.gemm.activations import quantize_reference
 from llmc.schedules.gemm.lowbit_a8 import Int8Kernel
 from llmc.schedules.gemm.lowbit_a32 import Float32Kernel
@@ -227,6 +227,12 @@ class LowBitLinear(Template):
         outputs = 4 * M * workload.columns * (2 if workload.residual else 1)
         moved = N * K * workload.bits / 8 + planes + 4 * M * K + outputs
         return Work(ops=2 * M * N * K, bytes=moved, unit="dot" if workload.activations == "a8" else "fma")
+
+    def example_weights(self, workload: LowBitLinearWorkload, rng: np.random.Generator) -> dict[str, Any]:
+        w = workload
+        zero = w.zero if w.symmetric else None
+        weight = random_weight(rng, (w.N, w.K), w.bits, w.group_size, zero, w.scale_dtype)
+        return {"weight": weight, "bias": rng.standard_normal(w.N, np.float32)}
 
 
 LOWBIT = LowBitLinear()

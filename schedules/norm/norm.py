@@ -101,6 +101,10 @@ class Norm(Template):
         ops = elements * (4 if workload.kind == "rms" else 7)
         return Work(ops=ops, bytes=4 * (elements * buffers + workload.K * (2 if workload.bias else 1)))
 
+    def example_weights(self, workload: NormWorkload, rng: np.random.Generator) -> dict[str, Any]:
+        names = ("weight", "bias") if workload.bias else ("weight",)
+        return {name: rng.standard_normal(workload.K, np.float32) for name in names}
+
 
 def _row(workload: NormWorkload, simd: Simd, unroll: int, buffers: Mapping[str, Any], m: Any) -> None:
     """One row. It stays in the first-level cache, so that each pass may read it again."""

@@ -1,0 +1,239 @@
+"""One task inside a worker: its random data, what must come out, and its default kernel, ready to be raced."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmc.schedules.base import Arrays, Config, Kernel
+from llmc.tir_pipeline import build_kernels
+from llmc.tune.task import Status, Task, Timing
+from llmc.tvm_shim import TvmTarget, tvm, with_sizes
+
+TOLERANCE = 1e-4  # of an output's largest element; float32 sums in another order differ by 1e-6, 8-bit ties by 1e-5
+_ROWS = 33  # distinct rows of a workload whose rows are independent: longer inputs repeat them
+_SEEDS = 3  # sets of inputs on which a candidate must be right before it is kept
+_COPIES = 1024  # most copies of a weight
+_COLD = 2  # copies of a weight fill the last-level cache so many times over
+_BUDGET, _CAREFUL_BUDGET = 0.12, 0.5  # seconds at one point
+_NARROW, _CAREFUL_NARROW = 0.01, 0.004  # half-width of the ratio's interval that is tight enough
+_HOPELESS = 1.2  # a candidate that is surely slower than this times the default need not be known better
+_WARM, _ROUNDS = 2, 7  # calls before any is timed, and how many are timed at least
+_QUARTILE = 0.25
+_DISTURBED = 1.25  # a default that takes so much longer than it once did says that the machine is busy,
+_USEFUL = 0.05  # and so does a wider interval:
+_PATIENCE = 8  # the measurement then goes on for up to so many budgets
+
+
+class Rejected(Exception):
+    """A candidate computes something else than the reference, or not the same thing twice."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: inputs, and what must come out. `expected` may hold fewer rows than the output: they repeat."""
+
+    dims: Mapping[str, int]
+    inputs: Arrays
+    expected: Arrays
+    outputs: Mapping[str, tuple[tuple[int, ...], str]]  # shape and dtype of what the kernel writes
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={size}" for name, size in self.dims.items())
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A built kernel, and the copies of its packed weights, which are taken in turn."""
+
+    call: Callable[..., Any]
+    packed: Sequence[tuple[Any, ...]]
+    turns: Iterator[tuple[Any, ...]]
+
+
+class Subject:
+    """A task's data. With `careful`, kernels are built as models use them and checked at all corners; without, a task
+    of a single point is built for that size alone, which leaves every other body out and compiles three times as fast.
+
+    Raises whatever building the default raises, and `Rejected` if it is wrong.
+    """
+
+    def __init__(self, task: Task, careful: bool, seed: int) -> None:
+        self.task, self.careful, self.kernel = task, careful, task.kernel
+        self.fixed = not careful and len(task.points) == 1
+        template, workload = task.kernel.template, task.kernel.workload
+        rng = np.random.default_rng([seed, *task.key.encode()])
+        self.weights = template.example_weights(workload, rng)
+        self.packs: dict[str, tuple[Sequence[tuple[Any, ...]], Iterator[tuple[Any, ...]]]] = {}
+        self.usual: dict[str, float] = {}  # seconds of the default by case, in the calmest measurement so far
+        self.default = self._build_default()
+        self.timed = _cases(task.kernel, self.weights, [p.sizes() for p in task.points], rng)
+        self.checked = list(self.timed)
+        corners = () if self.fixed else template.corners(workload)
+        for _ in range(_SEEDS if careful else 1):
+            self.checked += _cases(task.kernel, self.weights, corners, rng)
+        self.check(self.default)
+
+    def _build_default(self) -> Candidate:
+        config = self.kernel.template.default(self.kernel.workload, self.task.target)
+        try:
+            return self.build(config)
+        except tvm.error.InternalError:  # TVM cannot simplify every kernel for one size
+            if not self.fixed:
+                raise
+            self.fixed = False
+            return self.build(config)
+
+    def build(self, config: Config) -> Candidate:
+        """Compile a configuration and pack the weights for it."""
+        template, workload, target = self.kernel.template, self.kernel.workload, self.task.target
+        func = template.build(workload, target, config)
+        if self.fixed:
+            func = with_sizes(func, [arg.shape for arg in workload.inputs()], self.task.points[0].sizes())
+        call = build_kernels({"kernel": func}, TvmTarget(target.tvm()))["kernel"]
+        layout = template.layout(workload, config, target)
+        if layout not in self.packs:
+            while len(self.packs) > 1:  # the default's comes first and stays
+                self.packs.popitem()
+            self.packs[layout] = self._pack(config)
+        return Candidate(call, *self.packs[layout])
+
+    def _pack(self, config: Config) -> tuple[Sequence[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
+        """So many copies of the packed weights that each has left the cache when its turn comes again."""
+        template, workload, target = self.kernel.template, self.kernel.workload, self.task.target
+        arrays = list(template.prepack(self.weights, workload, config, target).values())
+        size = sum(a.nbytes for a in arrays)
+        copies = min(_COPIES, max(1, math.ceil(_COLD * target.l3_bytes / size))) if size else 1
+        packed = [tuple(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays) for _ in range(copies)]
+        return packed, itertools.cycle(packed)
+
+    def check(self, candidate: Candidate) -> None:
+        """Raises Rejected if two equal calls differ, or one differs from the reference."""
+        for case in self.checked:
+            first, second = (self._call(candidate, case) for _ in range(2))
+            for name, got in first.items():
+                if got.tobytes() != second[name].tobytes():
+                    raise Rejected("unstable", f"{name} differs between two equal calls at {case}")
+            for name, want in case.expected.items():
+                error, bound = _error(first[name], want), TOLERANCE * max(1e-30, float(np.abs(want).max()))
+                if not error <= bound:
+                    raise Rejected("wrong", f"{name} is off by {error:.2g} at {case}, where {bound:.2g} is allowed")
+
+    def _call(self, candidate: Candidate, case: Case) -> Arrays:
+        """Everything that the reference speaks of, after one call. Outputs start as NaN: what stays unwritten shows."""
+        buffers = {name: tvm.runtime.tensor(a) for name, a in case.inputs.items()}
+        outputs = {name: _blank(*spec) for name, spec in case.outputs.items()}
+        candidate.call(*buffers.values(), *candidate.packed[0], *outputs.values())
+        return {name: (buffers | outputs)[name].numpy() for name in case.expected}
+
+    def time(self, candidate: Candidate) -> dict[str, Timing]:
+        """The candidate against the default at every point."""
+        return {
+            str(point): self._race(candidate, case) for point, case in zip(self.task.points, self.timed, strict=True)
+        }
+
+    def _race(self, candidate: Candidate, case: Case) -> Timing:
+        """Calls of both in turns: what slows the machine meets both, and leaves their ratio alone."""
+        inputs = [tvm.runtime.tensor(a) for a in case.inputs.values()]
+        outputs = [_blank(*spec) for spec in case.outputs.values()]
+
+        def timed(racer: Candidate) -> float:
+            call, arguments = racer.call, (*inputs, *next(racer.turns), *outputs)
+            start = time.perf_counter()
+            call(*arguments)
+            return time.perf_counter() - start
+
+        for _ in range(_WARM):
+            timed(candidate), timed(self.default)
+        narrow, budget = (_CAREFUL_NARROW, _CAREFUL_BUDGET) if self.careful else (_NARROW, _BUDGET)
+        ours: list[float] = []
+        theirs: list[float] = []
+        gc.disable()
+        start = time.perf_counter()
+        while True:
+            for _ in range(max(_ROUNDS, len(ours) // 2)):
+                if len(ours) % 2:
+                    ours.append(timed(candidate))
+                    theirs.append(timed(self.default))
+                else:
+                    theirs.append(timed(self.default))
+                    ours.append(timed(candidate))
+            (seconds, width), (default, default_width) = _undisturbed(ours), _undisturbed(theirs)
+            ratio, spread = seconds / default, math.hypot(width, default_width)
+            usual = self.usual[str(case)] = min(default, self.usual.get(str(case), default))
+            calm, spent = default < _DISTURBED * usual, time.perf_counter() - start
+            enough = spread < narrow or ratio * (1 - spread) > _HOPELESS or (spent > budget and spread < _USEFUL)
+            if calm and enough:
+                break
+            if spent > _PATIENCE * budget:
+                spread = max(spread, default / usual - 1)
+                break
+        gc.enable()
+        return Timing(seconds, default, spread)
+
+
+def _undisturbed(seconds: Sequence[float]) -> tuple[float, float]:
+    """The lower quartile, which is what a call takes when nothing comes between, and the relative half-width of its
+    95 % interval, by order statistics. A mean or a median would measure the neighbours on a busy machine."""
+    values, n = np.sort(seconds), len(seconds)
+    reach = 1.96 * math.sqrt(n * _QUARTILE * (1 - _QUARTILE))
+    low, high = (values[int(np.clip(n * _QUARTILE + side, 0, n - 1))] for side in (-reach, reach))
+    middle = float(np.quantile(values, _QUARTILE))
+    return middle, float(high - low) / 2 / middle
+
+
+def _cases(
+    kernel: Kernel, weights: Mapping[str, Any], sizes: Sequence[Mapping[str, int]], rng: np.random.Generator
+) -> list[Case]:
+    """Calls of these sizes. Where rows are independent one short reference serves them all."""
+    template, workload = kernel.template, kernel.workload
+    args = (*workload.inputs(), *workload.outputs())
+    by_row = all(a.shape[0] == "M" and all(isinstance(d, int) for d in a.shape[1:]) for a in args)
+    if not by_row:
+        cases = []
+        for dims in sizes:
+            inputs = template.example_inputs(workload, dims, rng)
+            expected = template.reference(workload, inputs, weights)
+            specs = {a.name: (expected[a.name].shape, a.dtype) for a in workload.outputs()}
+            cases.append(Case(dims, inputs, expected, specs))
+        return cases
+    if not sizes:
+        return []
+    rows = min(_ROWS, max(dims["M"] for dims in sizes))
+    inputs = template.example_inputs(workload, {"M": rows}, rng)
+    expected = template.reference(workload, inputs, weights)
+
+    def case(dims: Mapping[str, int]) -> Case:
+        M = dims["M"]
+        taken = np.arange(M) % rows
+        specs = {a.name: ((M, *expected[a.name].shape[1:]), a.dtype) for a in workload.outputs()}
+        return Case(
+            dims,
+            {name: np.ascontiguousarray(a[taken]) for name, a in inputs.items()},
+            {name: a[:M] for name, a in expected.items()},
+            specs,
+        )
+
+    return [case(dims) for dims in sizes]
+
+
+def _blank(shape: tuple[int, ...], dtype: str) -> Any:
+    return tvm.runtime.tensor(np.full(shape, np.nan if dtype.startswith("float") else -1, dtype))
+
+
+def _error(got: np.ndarray, want: np.ndarray) -> float:
+    """Largest difference; NaN counts. `want` repeats along the first axis."""
+    period = len(want)
+    worst = [np.abs(got[i : i + period] - want[: len(got) - i]).max() for i in range(0, len(got), period)]
+    return float(np.max(worst)) if worst else 0.0
