@@ -169,7 +169,7 @@ class Subject:
                 else:
                     theirs.append(timed(self.default))
                     ours.append(timed(candidate))
-            (seconds, width), (default, default_width) = _undisturbed(ours), _undisturbed(theirs)
+            (seconds, width), (default, default_width) = undisturbed(ours), undisturbed(theirs)
             ratio, spread = seconds / default, math.hypot(width, default_width)
             usual = self.usual[str(case)] = min(default, self.usual.get(str(case), default))
             calm, spent = default < _DISTURBED * usual, time.perf_counter() - start
@@ -183,7 +183,7 @@ class Subject:
         return Timing(seconds, default, spread)
 
 
-def _undisturbed(seconds: Sequence[float]) -> tuple[float, float]:
+def undisturbed(seconds: Sequence[float]) -> tuple[float, float]:
     """The lower quartile, which is what a call takes when nothing comes between, and the relative half-width of its
     95 % interval, by order statistics. A mean or a median would measure the neighbours on a busy machine."""
     values, n = np.sort(seconds), len(seconds)
