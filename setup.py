@@ -60,5 +60,5 @@ setup(
     package_data={"llmc": ["py.typed"], "llmc.tuning_logs": ["*.jsonl"]},
     install_requires=RUN,
     extras_require={"compile": COMPILE, "examples": EXAMPLES, "test": TEST, "dev": DEV},
-    entry_points={"console_scripts": ["llmc = llmc.cli:main"]},
+    entry_points={"console_scripts": ["llmc = llmc.__main__:main"]},
 )

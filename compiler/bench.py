@@ -162,6 +162,8 @@ def _serve(connection: Connection, contestant: Contestant, threads: int, vocabul
                     engine.decode(task.decode)
             connection.send(time.perf_counter() - started)
         connection.send(_peak_rss_mb())
+    except LlmcError as error:
+        connection.send(error)
     except Exception as error:
         connection.send(LlmcError(str(error) or type(error).__name__, where=contestant.name))
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from llmc import samples
 from llmc.engines import Engine, open_engine
-from llmc.errors import CheckError, ModelError
+from llmc.errors import ArtifactError, CheckError, ModelError, OptionError
 from llmc.options import show_dims
 from llmc.package.manifest import FunctionSpec, Manifest
-from llmc.package.reader import open_artifact
-from llmc.perplexity import perplexity
+from llmc.package.reader import Artifact, open_artifact
+from llmc.perplexity import demand_length, perplexity
 
 # In float32 only the order of additions differs. Rounded activations and weights change results by design: there the
 # direction of an output must hold: strictly where the weights arrived rounded, less so where llmc rounded them.
@@ -86,21 +86,60 @@ def check(
     With `text`, also the perplexity of both on that file. Raises OptionError where onnxruntime is not installed, and
     what loading either file raises; `CheckReport.demand` turns disagreement into an error.
     """
-    manifest = open_artifact(artifact).manifest
+    opened = open_artifact(artifact)
+    manifest = opened.manifest
+    ids = _tokens(opened, text) if text else None
     threads = threads or len(os.sched_getaffinity(0))
     reference = open_engine("onnxruntime", onnx, threads)
     ours = open_engine("llmc", artifact, threads)
-    main = manifest.functions["main"]
+    main = _main(manifest, Path(artifact), reference, Path(onnx))
     vocabulary = manifest.decoder.vocab_size if manifest.decoder else smallest_table(Path(onnx))
     rng = np.random.default_rng(seed)
     outputs = []
     for case in samples.cases(main.symbols, dims or {}):
-        inputs = samples.make(main.inputs, case, rng, vocabulary) | _past(reference, main, case, rng, vocabulary)
-        expected, got = reference.call(inputs), ours.call(inputs)
+        case, inputs, expected = _reference(reference, main, case, rng, vocabulary)
+        got = ours.call(inputs)
         mask = next((a for name, a in inputs.items() if "mask" in name and a.ndim == 2), None)
         outputs += [compare(show_dims(case), name, expected[name], got[name], manifest, mask) for name in expected]
-    scores = _perplexities({"onnxruntime": reference, "llmc": ours}, artifact, text) if text else {}
+    engines = {"onnxruntime": reference, "llmc": ours}
+    scores = {name: perplexity(engine, ids) for name, engine in engines.items()} if ids is not None else {}
     return CheckReport(tuple(outputs), scores, cosine_bound(manifest))
+
+
+def _main(manifest: Manifest, artifact: Path, reference: Engine, onnx: Path) -> FunctionSpec:
+    """The function that is compared. Raises ArtifactError if there is none, ModelError for another model's artifact."""
+    if "main" not in manifest.functions:
+        raise ArtifactError("has no function main to compare", where=str(artifact))
+    main = manifest.functions["main"]
+    for kind, ours, theirs in (
+        ("inputs", main.inputs, reference.inputs),
+        ("outputs", main.outputs, reference.outputs),
+    ):
+        names = [array.name for array in ours]
+        if set(names) != set(theirs):
+            raise ModelError(
+                f"its {kind} are {', '.join(theirs)}; those of {artifact} are {', '.join(names)}",
+                where=str(onnx),
+                hint="give the ONNX file that the artifact was compiled from",
+            )
+    return main
+
+
+def _reference(
+    reference: Engine, main: FunctionSpec, case: dict[str, int], rng: np.random.Generator, vocabulary: int
+) -> tuple[dict[str, int], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The case, its inputs, and what the reference makes of them.
+
+    Where it refuses a batch (onnxruntime's GroupQueryAttention does, several tokens after a past), one row must do.
+    """
+    try:
+        inputs = samples.make(main.inputs, case, rng, vocabulary) | _past(reference, main, case, rng, vocabulary)
+        return case, inputs, reference.call(inputs)
+    except ModelError:
+        single = {name: 1 if "batch" in name else size for name, size in case.items()}
+        if single == case:
+            raise
+        return _reference(reference, main, single, rng, vocabulary)
 
 
 def _past(
@@ -174,11 +213,20 @@ def smallest_table(path: Path) -> int:
     return min(tables, default=1000)
 
 
-def _perplexities(engines: Mapping[str, Engine], artifact: str | Path, text: str | Path) -> dict[str, float]:
+def _tokens(artifact: Artifact, text: str | Path) -> np.ndarray:
+    """The tokens of a text file, int64 [n]. Raises OptionError for a file or a model that cannot be scored."""
     from llmc.runtime.text import Text
 
-    ids = np.array(Text(open_artifact(artifact)).encode(Path(text).read_text(encoding="utf8")), np.int64)
-    return {name: perplexity(engine, ids) for name, engine in engines.items()}
+    if artifact.manifest.decoder is None:
+        raise OptionError(f"{artifact.path} is no language model", where="--text", hint="leave --text out")
+    try:
+        content = Path(text).read_text(encoding="utf8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise OptionError(f"cannot read {text}: {reason}", where="--text", hint="give a plain text file") from None
+    ids = np.array(Text(artifact).encode(content), np.int64)
+    demand_length(ids)
+    return ids
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

@@ -44,9 +44,9 @@ def parse_dims(items: Iterable[str]) -> dict[str, Size]:
             )
         low, high = int(numbers[0]), int(numbers[-1])
         if high < max(low, 1):
-            raise OptionError(f"'{item}' leaves no possible size", where="--dim")
+            raise OptionError(f"'{item}' leaves no possible size", where="--dim", hint="sizes are 1 or more, LOW..HIGH")
         if name in dims:
-            raise OptionError(f"dimension '{name}' is given twice", where="--dim")
+            raise OptionError(f"dimension '{name}' is given twice", where="--dim", hint="give it once")
         dims[name] = low if len(numbers) == 1 else (low, high)
     return dims
 

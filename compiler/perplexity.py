@@ -7,14 +7,21 @@ import numpy as np
 from llmc.engines.base import Engine
 from llmc.errors import InputError
 
+CHUNK = 512
 
-def perplexity(engine: Engine, ids: np.ndarray, chunk: int = 512) -> float:
+
+def demand_length(ids: np.ndarray, chunk: int = CHUNK) -> None:
+    """Raises InputError for a text of less than one chunk."""
+    if len(ids) < chunk:
+        raise InputError(f"the text has {len(ids)} tokens; perplexity needs at least {chunk}", hint="give a longer one")
+
+
+def perplexity(engine: Engine, ids: np.ndarray, chunk: int = CHUNK) -> float:
     """exp of the mean negative log-likelihood (nats) that `engine` gives to tokens int64 [n].
 
     The rest that fills no chunk is left out. Raises InputError for a text of less than one chunk.
     """
-    if len(ids) < chunk:
-        raise InputError(f"the text has {len(ids)} tokens; perplexity needs at least {chunk}")
+    demand_length(ids, chunk)
     losses = [score(engine, ids[i : i + chunk]) for i in range(0, len(ids) - chunk + 1, chunk)]
     return float(np.exp(np.mean(np.concatenate(losses))))
 

@@ -58,6 +58,7 @@ MAY_SEE = {
     "ceilings": KERNELS,
     "profile": KERNELS | SERVING | {"bench", "ceilings", "options"},
     "cli": MEASURING | {"bench", "checker", "profile", "pipeline", "quantize", "targets"},
+    "__main__": {"cli"},
     "": {"errors", "pipeline", "runtime", "checker"},
 }
 PLAIN_TARGETS = {"llmc.targets.base", "llmc.targets.x86", "llmc.targets.detect"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from onnx import TensorProto, helper
 
 from llmc import bench, checker, samples
 from llmc.engines import Engine, open_engine
-from llmc.errors import CheckError, InputError, LlmcError, OptionError
-from llmc.package.manifest import ArraySpec
+from llmc.errors import CheckError, InputError, LlmcError, ModelError, OptionError
+from llmc.package.manifest import ArraySpec, FunctionSpec
 from llmc.perplexity import perplexity
 
 RNG = np.random.default_rng(0)
@@ -140,6 +141,32 @@ def test_ids_stay_inside_the_smallest_table(tmp_path: Path) -> None:
     outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["s", 1]) for n in "xy"]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", ins, outs, tables)), tmp_path / "m.onnx")
     assert checker.smallest_table(tmp_path / "m.onnx") == 2
+
+
+class Batchless(Engine):
+    """Doubles x, one row at a time only, as some of onnxruntime's operators do."""
+
+    inputs, outputs = ("x",), ("y",)
+
+    def reset(self) -> None: ...
+
+    def step(self, ids: np.ndarray) -> np.ndarray:
+        raise AssertionError("no language model")
+
+    def call(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if len(inputs["x"]) != 1:
+            raise ModelError("batch_size must be 1")
+        return {"y": 2 * inputs["x"]}
+
+
+def test_a_reference_that_refuses_batches_gets_single_rows() -> None:
+    main = FunctionSpec((ArraySpec("x", "float32", ("batch", "n")),), (ArraySpec("y", "float32", ("batch", "n")),), ())
+    case, inputs, expected = checker._reference(Batchless(), main, {"batch": 3, "n": 5}, RNG, 1)
+    assert case == {"batch": 1, "n": 5}
+    np.testing.assert_array_equal(expected["y"], 2 * inputs["x"])
+    other = FunctionSpec((ArraySpec("x", "float32", ("rows", "n")),), main.outputs, ())
+    with pytest.raises(ModelError, match="must be 1"):
+        checker._reference(Batchless(), other, {"rows": 3, "n": 5}, RNG, 1)
 
 
 # -- perplexity ---------------------------------------------------------------------------------------------------

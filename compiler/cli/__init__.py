@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -80,9 +81,19 @@ def _explain(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("llmc"):
         hint = "pip install 'llmc[compile]' installs the compiler"
         return f"this needs the module {error.name}, which is not installed\n  hint: {hint}", LlmcError.exit_code
-    if isinstance(error, (OSError, MemoryError)):
-        return str(error) or "out of memory", LlmcError.exit_code
+    if isinstance(error, OSError):
+        where = str(error.filename) if error.filename else None
+        return str(LlmcError(error.strerror or str(error), where=where, hint=_remedy(error))), LlmcError.exit_code
+    if isinstance(error, MemoryError):
+        hint = "close other programs, or use a machine with more memory"
+        return str(LlmcError("out of memory", hint=hint)), LlmcError.exit_code
     return None
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space or choose another disk; TMPDIR names the folder for temporary files"
+    return "choose a file or folder that exists and that you may use"
 
 
 def _complain(message: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmc.cli.common import JsonFlag, ThreadsOption, one_line, print_json, print_pairs, print_table, stderr, stdout
-from llmc.errors import LlmcError, OptionError
+from llmc.errors import LlmcError, ModelError, OptionError
 
 if TYPE_CHECKING:
     from llmc.bench import Result, Task
@@ -46,6 +46,7 @@ def command(
       llmc bench model.llmc --prefill 128,512 --decode 64 --against onnxruntime --model model.onnx
     """
     from llmc import bench, options
+    from llmc.engines import demand_engine
     from llmc.package.reader import open_artifact
 
     lengths = options.parse_counts(prefill, "--prefill")
@@ -54,6 +55,12 @@ def command(
         raise OptionError("--profile looks into llmc alone", hint="give --profile and --against one after the other")
     if peers and model is None:
         raise OptionError("--against needs the ONNX file that the peers run", hint="add --model model.onnx")
+    for name in peers:
+        demand_engine(name)
+    if model is not None and not model.is_file():
+        raise ModelError(
+            "no such file", where=str(model), hint="give the ONNX file that the artifact was compiled from"
+        )
     manifest = open_artifact(artifact).manifest
     tasks = bench.decoder_tasks(lengths, decode) if manifest.decoder else [_call_task(manifest, dim or [])]
     if profile:

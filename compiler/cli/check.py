@@ -34,7 +34,9 @@ def command(
     from llmc.checker import check
 
     if not model.is_file():
-        raise ModelError("no such file", where=str(model))
+        raise ModelError(
+            "no such file", where=str(model), hint="give the ONNX file that the artifact was compiled from"
+        )
     report = check(artifact, model, seed=seed, dims=options.fixed_dims(dim or ()), text=text, threads=threads)
     if json:
         print_json(report.as_json())

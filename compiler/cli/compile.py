@@ -45,7 +45,7 @@ def command(
 
     output = output or Path(model.with_suffix(".llmc").name)
     if not model.is_file():
-        raise ModelError("no such file", where=str(model))
+        raise ModelError("no such file", where=str(model), hint="give the path of the .onnx file itself")
     chosen = options.resolve_target(target)
     dims = options.parse_dims(dim or ())
     _demand_writable(output)

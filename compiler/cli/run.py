@@ -28,14 +28,16 @@ def command(
     Example:
       llmc run encoder.llmc --input input_ids=ids.npy --input attention_mask=mask.npy -o out.npz
     """
+    from llmc.package.replace import replacing
     from llmc.runtime import load
 
     arrays = _read(input or ())
-    outputs = load(artifact, threads=threads).functions["main"](arrays)
+    outputs = load(artifact, threads=threads).main(arrays)
     if output is not None:
         import numpy as np
 
-        np.savez(output, allow_pickle=False, **outputs)
+        with replacing(output) as file:
+            np.savez(file, allow_pickle=False, **outputs)
     summary = {name: _summary(array) for name, array in outputs.items()}
     if json:
         print_json(summary)
@@ -54,6 +56,8 @@ def _read(items: Iterable[str]) -> dict[str, np.ndarray]:
         name, equals, file = item.partition("=")
         if not (name and equals and file):
             raise OptionError(f"'{item}' is not an input", where="--input", hint="write NAME=FILE.npy")
+        if name in arrays:
+            raise OptionError(f"input '{name}' is given twice", where="--input", hint="give it once")
         try:
             array = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from llmc.engines.base import Engine
 from llmc.errors import OptionError
 
-__all__ = ["ENGINES", "Engine", "open_engine"]
+__all__ = ["ENGINES", "Engine", "demand_engine", "open_engine"]
 
 # name: (module here, class, distribution to install)
 ENGINES = {
@@ -20,13 +20,18 @@ ENGINES = {
 }
 
 
+def demand_engine(name: str) -> None:
+    """Raises OptionError for an unknown engine."""
+    if name not in ENGINES:
+        raise OptionError(f"no engine '{name}'", hint=f"known: {', '.join(ENGINES)}")
+
+
 def open_engine(name: str, path: str | Path, threads: int) -> Engine:
     """Load `path` (an artifact for llmc, an ONNX file for the others) with `threads` threads.
 
     Raises OptionError for an unknown engine and for one that is not installed.
     """
-    if name not in ENGINES:
-        raise OptionError(f"no engine '{name}'", hint=f"known: {', '.join(ENGINES)}")
+    demand_engine(name)
     module, kind, distribution = ENGINES[name]
     try:
         engine: Engine = getattr(importlib.import_module(f"llmc.engines.{module}"), kind)(Path(path), threads)

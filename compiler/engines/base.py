@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from llmc.errors import OptionError
 
 class Engine(ABC):
     """A loaded model. A language model holds one sequence, which `step` continues."""
+
+    inputs: Collection[str] = ()  # names of the plain signature, where the engine has one
+    outputs: Collection[str] = ()
 
     def call(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The model's plain signature: named inputs to named outputs."""

@@ -21,12 +21,17 @@ class OnnxRuntimeEngine(Engine):
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
             raise ModelError(f"onnxruntime cannot load it: {error}", where=str(path)) from error
+        self.path = path
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.pasts = [name for name in self.inputs if name.startswith("past")]
 
     def call(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(self.outputs, self.session.run(None, dict(inputs)), strict=True))
+        try:
+            results = self.session.run(None, dict(inputs))
+        except Exception as error:
+            raise ModelError(f"onnxruntime cannot run it: {error}", where=str(self.path)) from error
+        return dict(zip(self.outputs, results, strict=True))
 
     def reset(self) -> None:
         self.length = 0

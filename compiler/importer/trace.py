@@ -89,7 +89,9 @@ class _Trace:
             listed = "".join(f"\n  {f}" for f in self.failures.values())
             count = len(self.failures)
             raise UnsupportedError(
-                f"{count} node{'s' * (count > 1)} cannot be compiled:{listed}", where=self.model.name
+                f"{count} node{'s' * (count > 1)} cannot be compiled:{listed}",
+                where=self.model.name,
+                hint="export the model without these operators, or another opset of it",
             ) from self.cause
         self._unify_outputs()
         return self._graph()

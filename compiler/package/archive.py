@@ -6,26 +6,22 @@ time. The file appears under its name only when complete: written beside it, syn
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
-import secrets
 import stat
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from llmc.errors import ArtifactError
 from llmc.package.layout import ENTRY_ALIGN, LIBRARY, MANIFEST, PIECE, RUNTIME, WEIGHTS, safe_name, up_to
 from llmc.package.manifest import EntrySpec, Manifest, ParamSpec
+from llmc.package.replace import replacing
 from llmc.package.safetensors import PADDING, plan
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can hold
@@ -57,41 +53,12 @@ def write_artifact(
         if name in (MANIFEST, LIBRARY, WEIGHTS, *RUNTIME) or not safe_name(name):
             raise ArtifactError(f"an extra file cannot be called {name!r}", where=str(path))
         files[name] = content
-    with _replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path, ArtifactError) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         entries = {name: _write_entry(archive, name, _read_blocks(files[name])) for name in sorted(files)}
         entries[WEIGHTS] = _write_entry(archive, WEIGHTS, _tensor_blocks(manifest.tensors(), tensors))
         written = dataclasses.replace(manifest, entries=entries)
         _write_entry(archive, MANIFEST, [memoryview(written.to_json())])
     return written
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some space or choose another disk" if full else "choose a folder that exists and can be written"
-        raise ArtifactError(f"cannot be written: {error.strerror or error}", where=str(path), hint=hint) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename survive a power cut; not every file system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _write_entry(archive: zipfile.ZipFile, name: str, blocks: Iterable[memoryview]) -> EntrySpec:

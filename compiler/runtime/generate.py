@@ -87,6 +87,8 @@ def generate(
         raise InputError(f"the session has {session.batch} rows; text is generated for one")
     if max_new_tokens < 0:
         raise OptionError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
+    if not len(prompt):
+        raise InputError("the prompt is empty", hint="give at least one token")
     ends = session.decoder.eos if eos is None else eos
     sampler = Sampler(Sampling(temperature, top_k, top_p, seed))
     return Generation(session, prompt, max_new_tokens, sampler, frozenset(ends))

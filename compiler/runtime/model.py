@@ -67,12 +67,12 @@ class Model:
     @property
     def inputs(self) -> tuple[ArraySpec, ...]:
         """What a call takes."""
-        return self._main.spec.inputs
+        return self.main.spec.inputs
 
     @property
     def outputs(self) -> tuple[ArraySpec, ...]:
         """What a call returns."""
-        return self._main.spec.outputs
+        return self.main.spec.outputs
 
     @property
     def threads(self) -> int:
@@ -95,7 +95,7 @@ class Model:
 
     def __call__(self, arrays: Mapping[str, Any] | None = None, /, **named: Any) -> np.ndarray | dict[str, np.ndarray]:
         """Run the model once. Raises InputError."""
-        outputs = self._main({**(arrays or {}), **named})
+        outputs = self.main({**(arrays or {}), **named})
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
     def session(self, batch: int = 1) -> Session:
@@ -105,7 +105,8 @@ class Model:
         return Session(self, batch)
 
     @property
-    def _main(self) -> Function:
+    def main(self) -> Function:
+        """The model's plain signature. Raises ArtifactError if it has none."""
         if "main" not in self.functions:
             raise ArtifactError("has no function main: use a session", where=str(self.artifact.path))
         return self.functions["main"]

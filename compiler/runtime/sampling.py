@@ -32,6 +32,8 @@ class Sampling:
             raise OptionError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
             raise OptionError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.seed is not None and self.seed < 0:
+            raise OptionError(f"seed is {self.seed}; it must be 0 or more")
 
 
 class Sampler:

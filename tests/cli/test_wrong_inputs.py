@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
+from llmc.errors import LlmcError
+from llmc.package import replace
+from llmc.package.manifest import TargetSpec
+
+from ..runtime.toys import write_mlp
 from .conftest import Call
 
 
@@ -28,8 +38,16 @@ def files(tmp_path: Path, mlp: Path, decoder: Path, relu: Path) -> dict[str, Pat
     ):
         np.save(tmp_path / f"{name}.npy", array)
     np.savez(tmp_path / "many.npz", a=1)
+    write_mlp(tmp_path / "other.llmc", target=TargetSpec("x86-strange", "strange", ("no_such_flag",)))
+    onnx.save(_foreign(), tmp_path / "foreign.onnx")
     named = {f.name: f for f in tmp_path.iterdir()}
     return named | {"mlp": mlp, "decoder": decoder, "relu": relu, "absent": tmp_path / "absent", "here": tmp_path}
+
+
+def _foreign() -> onnx.ModelProto:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 8]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Foo", ["x"], ["y"], domain="my")], "g", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("my", 1)])
 
 
 CASES: list[tuple[str, int, list[str]]] = [
@@ -57,16 +75,33 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("run {mlp} --input y={x.npy}", 7, ["no such input"]),
     ("run {mlp} --input x={wide.npy} --input shift={x.npy}", 7, ["is 41, expected 40"]),
     ("run {mlp} --input x={ids.npy} --input shift={x.npy}", 7, ["float64"]),
+    ("run {mlp} --input x={x.npy} --input x={x.npy}", 2, ["'x' is given twice"]),
+    ("run {decoder}", 6, ["no function main"]),
     ("generate {mlp} hello", 6, ["not a decoder"]),
     ("generate {notes.txt} hello", 6, ["not an llmc artifact"]),
     ("generate {decoder} t1 --temperature -1", 2, ["temperature is -1"]),
     ("generate {decoder} t1 --top-p 2", 2, ["top_p is 2"]),
     ("generate {decoder} t1 --max-new-tokens -1", 2, ["max-new-tokens"]),
+    ("generate {decoder} t1 --seed -1", 2, ["seed is -1"]),
     ("inspect {absent}", 6, ["absent"]),
     ("inspect {truncated.llmc}", 6, ["truncated"]),
     ("check {mlp} {absent}", 3, ["no such file"]),
     ("check {notes.txt} {relu}", 6, ["not an llmc artifact"]),
     ("check {mlp} {notes.txt}", 3, ["onnxruntime cannot load it"]),
+    ("check {mlp} {relu}", 3, ["its inputs are x; those of", "x, shift", "was compiled from"]),
+    ("check {decoder} {relu}", 6, ["no function main"]),
+    ("check {mlp} {relu} --text {notes.txt}", 2, ["no language model"]),
+    ("check {decoder} {relu} --text {absent}", 2, ["cannot read", "No such file"]),
+    ("check {decoder} {relu} --text {x.npy}", 2, ["not UTF-8"]),
+    ("check {decoder} {relu} --text {notes.txt}", 7, ["perplexity needs at least 512"]),
+    ("bench {other.llmc}", 6, ["needs no_such_flag", "--target native"]),
+    ("bench {decoder} --prefill 9999 --decode 0", 7, ["exceed the model's length"]),
+    ("bench {mlp} --against rival --model {relu}", 2, ["no engine 'rival'", "onnxruntime"]),
+    ("bench {mlp} --against onnxruntime --model {absent}", 3, ["no such file"]),
+    ("run {other.llmc}", 6, ["needs no_such_flag", "--target native"]),
+    ("compile {relu} --dim rows=0 -o {here}/o.llmc", 2, ["no possible size", "1 or more"]),
+    ("compile {relu} --dump-ir {notes.txt}/ir -o {here}/o.llmc", 1, ["notes.txt", "Not a directory", "hint:"]),
+    ("compile {foreign.onnx} -o {here}/o.llmc", 4, ["my.Foo", "hint:"]),
     ("bench {notes.txt}", 6, ["not an llmc artifact"]),
     ("bench {decoder} --prefill many", 2, ["'many' is not a list of positive numbers"]),
     ("bench {decoder} --against onnxruntime", 2, ["--model"]),
@@ -94,6 +129,50 @@ def _fill(word: str, files: dict[str, Any]) -> str:
     for name, path in files.items():
         word = word.replace("{" + name + "}", str(path))
     return word
+
+
+def test_an_empty_prompt(llmc: Call, decoder: Path) -> None:
+    code, _, err = llmc("generate", decoder, "--raw", "")
+    assert code == 7 and "the prompt is empty" in err
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")
+def test_outputs_are_written_whole_or_not_at_all(
+    llmc: Call, mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["run", mlp]
+    for name, width in (("x", 40), ("shift", 3)):
+        np.save(tmp_path / f"{name}.npy", np.ones((2, width), np.float32))
+        words += ["--input", f"{name}={tmp_path / name}.npy"]
+    (tmp_path / "old.npz").write_text("old")
+    before = set(tmp_path.iterdir())
+    full = functools.partial(open, "/dev/full", "wb", buffering=0)
+    monkeypatch.setattr(replace, "open", lambda path, mode: full(), raising=False)
+    code, out, err = llmc(*words, "-o", tmp_path / "old.npz")
+    assert (code, out) == (1, "")
+    assert "No space left" in err and "free some space" in err
+    assert set(tmp_path.iterdir()) == before and (tmp_path / "old.npz").read_text() == "old"
+
+
+def test_a_folder_that_refuses_all_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a read-only file system does; it also refuses to remove a file that is not there."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path))
+
+    monkeypatch.setattr(replace, "open", refuse, raising=False)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(LlmcError, match=r"x\.npz: cannot be written: Read-only file system"):
+        with replace.replacing(tmp_path / "x.npz"):
+            pass
+
+
+def test_interrupting_the_start(tmp_path: Path) -> None:
+    """Ctrl-C while the command line itself is imported."""
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "llmc", "targets"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (130, "llmc: interrupted\n")
 
 
 def test_debug_shows_the_traceback(files: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 
 from llmc.errors import ArtifactError
-from llmc.package import archive, layout
+from llmc.package import layout, replace
 from llmc.package.archive import write_artifact
 from llmc.package.layout import MANIFEST, PIECE, WEIGHTS
 from llmc.package.manifest import Manifest
@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
     def full(path: Path, mode: str) -> object:
         return open("/dev/full", "wb", buffering=0) if mode == "xb" else open(path, mode)
 
-    monkeypatch.setattr(archive, "open", full, raising=False)
+    monkeypatch.setattr(replace, "open", full, raising=False)
     with pytest.raises(ArtifactError, match="No space left"):
         files.write(tmp_path / "m.llmc")
     assert list(tmp_path.iterdir()) == []

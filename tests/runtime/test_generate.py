@@ -93,5 +93,5 @@ def test_unusable_requests(model: Model) -> None:
         generate(model.session(2), PROMPT, 1)
     with pytest.raises(OptionError, match="max_new_tokens"):
         generate(model.session(), PROMPT, -1)
-    with pytest.raises(InputError, match="have shape"):
+    with pytest.raises(InputError, match="prompt is empty"):
         next(generate(model.session(), [], 1))
