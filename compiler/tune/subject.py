@@ -27,9 +27,9 @@ _NARROW, _CAREFUL_NARROW = 0.01, 0.004  # half-width of the ratio's interval tha
 _HOPELESS = 1.2  # a candidate that is surely slower than this times the default need not be known better
 _WARM, _ROUNDS = 2, 7  # calls before any is timed, and how many are timed at least
 _QUARTILE = 0.25
-_DISTURBED = 1.25  # a default that takes so much longer than it once did says that the machine is busy,
+_DISTURBED = 2.5  # a default that takes so much longer than it once did says that threads wait for a core,
 _USEFUL = 0.05  # and so does a wider interval:
-_PATIENCE = 8  # the measurement then goes on for up to so many budgets
+_PATIENCE = 4  # the measurement then goes on for up to so many budgets
 
 
 class Rejected(Exception):
