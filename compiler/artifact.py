@@ -26,6 +26,7 @@ from llmc.package.manifest import (
     Manifest,
     ParamSpec,
     TargetSpec,
+    WorkspaceSpec,
 )
 from llmc.quantize.formats import Format
 from llmc.schedules.base import Config, Kernel
@@ -33,6 +34,7 @@ from llmc.schedules.formats import QuantizedWeight
 from llmc.select import Plan
 from llmc.targets.base import Target
 from llmc.tvm_shim import FFI_VERSION, TVM_VERSION
+from llmc.workspace import Workspace
 
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # travel with the model
 
@@ -84,6 +86,7 @@ def describe(
     configs: Mapping[Kernel, Config],
     lowered: Lowered,
     decoder: Decoder | None,
+    workspaces: Mapping[str, tuple[Workspace, ...]],
     folder: tempfile.TemporaryDirectory[str],
 ) -> Artifact:
     """Collect what an artifact says about itself; `folder` holds lib.so."""
@@ -93,7 +96,10 @@ def describe(
         tvm=TVM_VERSION,
         tvm_ffi=FFI_VERSION,
         target=TargetSpec(target.name, target.mcpu, target.requires),
-        functions={name: _function(graph, lowered.takes[name]) for name, graph in plan.functions.items()},
+        functions={
+            name: _function(graph, lowered.takes[name], workspaces.get(name, ()))
+            for name, graph in plan.functions.items()
+        },
         params={name: ParamSpec(_key(name), p.dtype, p.shape) for name, p in lowered.params.items()},
         decoder=_decoder(model, decoder, plan.functions) if decoder else None,
         quantization=_quantization(plan.functions["main"], format),
@@ -121,13 +127,14 @@ def _key(name: str) -> str:
     return f"{digest}.{index}" if colon else f"{digest}.{name[-40:]}"
 
 
-def _function(graph: Graph, params: tuple[str, ...]) -> FunctionSpec:
+def _function(graph: Graph, params: tuple[str, ...], workspaces: tuple[Workspace, ...]) -> FunctionSpec:
     def spec(name: str) -> ArraySpec:
         type_ = graph.types[name]
         return ArraySpec(name, type_.dtype, _shape(type_.shape))
 
     inputs, outputs = tuple(map(spec, graph.inputs)), tuple(map(spec, graph.outputs))
-    return FunctionSpec(inputs, outputs, params, dict(graph.symbols))
+    memory = tuple(WorkspaceSpec(w.storage, w.offset, w.shape, w.dtype) for w in workspaces)
+    return FunctionSpec(inputs, outputs, params, dict(graph.symbols), memory)
 
 
 def _shape(shape: tuple[Dim, ...]) -> tuple[int | str, ...]:

@@ -9,23 +9,36 @@ from llmc.fallback import legalize_and_schedule
 from llmc.targets.base import Target
 from llmc.tir_pipeline import PIPELINE
 from llmc.tvm_shim import IRModule, TvmTarget, relax, tirx, tvm
+from llmc.workspace import Workspace, hoist
+
+DECODE = "decode"  # the function whose sizes are all known
 
 
-def build(module: IRModule, target: Target, library: Path) -> None:
-    """Compile `module` and write `library` (.so). Raises KernelError where code generation fails."""
+def build(module: IRModule, target: Target, library: Path) -> dict[str, tuple[Workspace, ...]]:
+    """Compile `module` and write `library` (.so). Returns the workspaces that functions take after their weights.
+
+    Raises KernelError where code generation fails.
+    """
     tvm_target = TvmTarget(target.tvm())
     try:
         with tvm_target:
-            lowered = _in_order(_PASSES(legalize_and_schedule(module, target)))
+            planned = _PLAN_MEMORY(legalize_and_schedule(module, target))
+            workspaces = {name: hoist(planned, name) for name in _names(planned) & {DECODE}}
+            lowered = _in_order(_TO_BYTE_CODE(planned))
             executable = relax.build(lowered, tvm_target, relax_pipeline=None, tir_pipeline=PIPELINE)
         executable.export_library(str(library))
     except (RuntimeError, ValueError, TypeError, tvm.error.InternalError) as e:
         reason = str(e).strip().splitlines()[-1]
         raise KernelError(f"code generation for {target.name} failed: {reason}", hint="--debug shows where") from e
+    return workspaces
+
+
+def _names(module: IRModule) -> set[str]:
+    return {name.name_hint for name, _ in module.functions_items()}
 
 
 # What relax.build does by default, without a second legalisation and without sort/sampling libraries that CPUs lack.
-_PASSES = tvm.transform.Sequential(
+_PLAN_MEMORY = tvm.transform.Sequential(
     [
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
@@ -33,6 +46,10 @@ _PASSES = tvm.transform.Sequential(
         relax.transform.CallTIRRewrite(),
         relax.transform.StaticPlanBlockMemory(),
         relax.transform.LowerAllocTensor(),
+    ]
+)
+_TO_BYTE_CODE = tvm.transform.Sequential(
+    [
         relax.transform.KillAfterLastUse(),
         relax.transform.LowerRuntimeBuiltin(),
         relax.transform.ComputePrimValue(),

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from llmc.schedules.formats import QuantizedWeight
-from llmc.tvm_shim import Analyzer, Expr
+from llmc.tvm_shim import Analyzer, Expr, tirx
 
 Dim: TypeAlias = int | Expr
 Constant: TypeAlias = np.ndarray | QuantizedWeight
@@ -94,6 +94,11 @@ class Graph:
         lines += [f"  {node}  # {self.types.get(node.outputs[0], '?')}" for node in self.nodes]
         lines += [f"  output {name}: {self.types[name]}" for name in self.outputs]
         return "\n".join(lines)
+
+
+def as_dim(expr: Any) -> Dim:
+    """A TVM integer expression as a Python int where it is constant."""
+    return int(expr) if isinstance(expr, (int, np.integer, tirx.IntImm)) else expr
 
 
 def dim_text(dim: Dim) -> str:

@@ -9,9 +9,8 @@ from llmc.graph import Dim, same_dim
 from llmc.ops.context import as_dim
 from llmc.ops.scalar import exp
 from llmc.ops.tensor import reduce_rows
+from llmc.tir_pipeline import OPAQUE
 from llmc.tvm_shim import Expr, te, tirx, topi
-
-_OPAQUE = 8  # TVM's operator pattern kind that is never fused
 
 Group = tuple[range, range]  # dimensions of the source, and those of the result that hold the same elements
 
@@ -133,7 +132,7 @@ def _shape_to_tensor(bb: Any, call: Any) -> Expr:
 
         return te.compute((len(values),), element, "shape_to_tensor")
 
-    return bb.call_te(compute, *symbols, primfunc_name_hint="shape_to_tensor", primfunc_attrs={"op_pattern": _OPAQUE})
+    return bb.call_te(compute, *symbols, primfunc_name_hint="shape_to_tensor", primfunc_attrs={"op_pattern": OPAQUE})
 
 
 LEGALIZE: dict[str, Callable[[Any, Any], Expr]] = {

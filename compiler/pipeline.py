@@ -62,8 +62,8 @@ def compile(
     configs = stage("tune", lambda: choose_configs(plan.calls(), machine), lambda c: "default configurations")
     lowered = stage("lower", lambda: lower(plan, configs, machine), lambda module: f"{len(module.params)} weights")
     folder = tempfile.TemporaryDirectory(prefix="llmc-")
-    stage("build", lambda: build(lowered.module, machine, Path(folder.name) / "lib.so"))
-    return describe(Path(model), machine, format, plan, configs, lowered, decoder, folder)
+    workspaces = stage("build", lambda: build(lowered.module, machine, Path(folder.name) / "lib.so"))
+    return describe(Path(model), machine, format, plan, configs, lowered, decoder, workspaces, folder)
 
 
 Value = TypeVar("Value")

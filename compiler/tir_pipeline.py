@@ -15,6 +15,7 @@ from llmc.tvm_shim import IRModule, PrimFunc, TvmTarget, register_tir_pipeline, 
 
 KERNEL = "llmc.kernel"  # the function attribute that asks for the short way
 PIPELINE = "llmc"
+OPAQUE = 8  # TVM's kind of operator that is never fused
 
 _SHORT = tvm.transform.Sequential(
     [
@@ -40,8 +41,8 @@ _SHORT = tvm.transform.Sequential(
 
 
 def mark_kernel(func: PrimFunc) -> PrimFunc:
-    """The function, to be built the short way."""
-    return func.with_attr(KERNEL, True)
+    """The function, to be built the short way, and fused with nothing."""
+    return func.with_attr(KERNEL, True).with_attr("op_pattern", OPAQUE)
 
 
 def build_kernels(kernels: dict[str, PrimFunc], target: TvmTarget) -> Any:

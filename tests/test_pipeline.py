@@ -109,6 +109,15 @@ def test_session_equals_the_functional_form(compiled: dict[str, Model], models: 
     close(session.append(ids), expected[:, -1])
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_one_token_at_a_time(compiled: dict[str, Model], form: str) -> None:
+    """`decode` (one token of one sequence, memory owned by the session) says what `step` says of a whole prompt."""
+    ids = np.random.default_rng(6).integers(0, SHAPE.vocab, 66)
+    one, whole = compiled[form].session(), compiled[form].session()
+    singly = [one.append([token])[0] for token in ids]
+    close(np.stack(singly), whole.append(ids, all=True)[0])
+
+
 def test_encoder(compiled: dict[str, Model], models: dict[str, Path]) -> None:
     rng = np.random.default_rng(0)
     for batch, seq in ((1, 1), (2, 17), (3, 65)):

@@ -1,7 +1,8 @@
 """The session's forms of a decoder: past/present pairs become caches that the session owns and kernels write in place.
 
-`step` computes the logits of every position, `step_last` those of the last one only. Both take kv_len [B]: how many
-tokens each cache holds after the step. A session never pads, so the padding mask is gone, and with it the mask input.
+`step` computes the logits of every position, `step_last` those of the last one only, `decode` those of a single token of
+one sequence. All take kv_len [B]: how many tokens each cache holds after the step. A session never pads, so the padding
+mask is gone, and with it the mask input.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmc.graph import LLMC, Dim, Editor, Graph, Node, TensorType, prune, same_dim
-from llmc.tvm_shim import tirx
+from llmc.graph import LLMC, Dim, Editor, Graph, Node, TensorType, as_dim, prune, same_dim
+from llmc.tvm_shim import Analyzer, substitute, tirx
 
 BLOCK = 64  # keys that lie side by side in a cache block
 POSITIONS, KV_LEN = "position_ids", "kv_len"
@@ -46,7 +47,7 @@ def decoder_of(graph: Graph) -> Decoder | None:
         return None
     vocab = graph.types[logits[0]].shape[-1]
     attrs = layers[0].attrs
-    functions = {"step": step, "step_last": _last_only(step, logits[0])}
+    functions = {"step": step, "step_last": _last_only(step, logits[0]), "decode": _single(step)}
     return Decoder(functions, caches, attrs["n_kv_heads"], attrs["head_dim"], int(vocab))
 
 
@@ -105,3 +106,23 @@ def _last_only(step: Graph, logits: str) -> Graph:
         edit.types[name] = TensorType((B, 1, width), "float32")
         last = name
     return prune(replace(edit.finish(), name="step_last"))
+
+
+def _single(step: Graph) -> Graph:
+    """The same for one token of one sequence. With every size but the cache's known, no shape is computed at run time,
+    and intermediate values can live in memory that the session owns."""
+    batch, seq = step.types["input_ids"].shape
+    ones = {dim: 1 for dim in (batch, seq) if not isinstance(dim, int)}
+
+    def fixed(dim: Dim) -> Dim:
+        return dim if isinstance(dim, int) else as_dim(Analyzer().simplify(substitute(dim, ones)))
+
+    def fixed_node(node: Node) -> Node:
+        if node.op != "ShapeValue":
+            return node
+        value = np.empty_like(node.attrs["value"])
+        value.reshape(-1)[:] = [fixed(d) for d in node.attrs["value"].reshape(-1)]
+        return replace(node, attrs={"value": value})
+
+    types = {name: TensorType(tuple(map(fixed, t.shape)), t.dtype) for name, t in step.types.items()}
+    return replace(step, name="decode", nodes=tuple(map(fixed_node, step.nodes)), types=types)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from llmc.errors import ShapeError, UnsupportedError
-from llmc.graph import Dim, Graph, Node, TensorType
+from llmc.graph import Dim, Graph, Node, TensorType, as_dim
 from llmc.schedules.formats import QuantizedWeight
 from llmc.tvm_shim import Analyzer, Expr, relax, tirx, tvm
 
@@ -252,11 +252,6 @@ def bind(analyzer: Any, var: Any, bounds: tuple[int, int | None]) -> None:
     """Tell an analyzer that least <= var <= greatest; without a greatest, any extent that an int32 holds."""
     low, high = bounds
     analyzer.bind(var, tvm.ir.Range(low, (2**31 - 1 if high is None else high) + 1))
-
-
-def as_dim(expr: Any) -> Dim:
-    """A TVM integer expression as a Python int where it is constant."""
-    return int(expr) if isinstance(expr, (int, np.integer, tirx.IntImm)) else expr
 
 
 def objects(array: np.ndarray) -> np.ndarray:

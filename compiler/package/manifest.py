@@ -8,7 +8,7 @@ from typing import Any
 
 from llmc.errors import ArtifactError
 from llmc.package import strict
-from llmc.package.layout import DTYPES, LIBRARY, MANIFEST, PIECE, WEIGHTS, safe_name
+from llmc.package.layout import DTYPES, LIBRARY, MANIFEST, PIECE, TENSOR_ALIGN, WEIGHTS, safe_name
 
 SCHEMA = 1
 
@@ -23,8 +23,22 @@ class ArraySpec:
 
 
 @dataclass(frozen=True)
+class WorkspaceSpec:
+    """Memory that a function is handed for an intermediate value: `offset` bytes into storage number `storage`.
+
+    Several may overlap in one storage. The first results of a function with workspaces lie in one of them.
+    """
+
+    storage: int
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
 class FunctionSpec:
-    """A function of the library: its arguments are the inputs, then the weights named by `params`, in order.
+    """A function of the library: its arguments are the inputs, then the weights named by `params`, in order, then the
+    `workspaces`; one with workspaces returns its first output only.
 
     `symbols` gives the closed range of a symbolic dimension (None: no upper bound); one not listed is at least 0.
     """
@@ -33,6 +47,7 @@ class FunctionSpec:
     outputs: tuple[ArraySpec, ...]
     params: tuple[str, ...]
     symbols: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    workspaces: tuple[WorkspaceSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,8 @@ class CacheSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """What a session needs to drive `step` and `step_last`: their inputs are `inputs`, then k and v of each cache."""
+    """What a session needs to drive `step`, `step_last` and, where it exists, `decode` (one token of one sequence):
+    their inputs are `inputs`, then k and v of each cache."""
 
     vocab_size: int
     n_layers: int
@@ -200,6 +216,10 @@ def _check_function(where: str, function: FunctionSpec, params: dict[str, ParamS
     for name in function.params:
         if name not in params:
             raise strict.Mismatch(f"{where}.params names {name!r}, which params does not hold")
+    for i, memory in enumerate(function.workspaces):
+        _check_array(f"{where}.workspaces[{i}]", memory.dtype, memory.shape)
+        if not 0 <= memory.storage < len(function.workspaces) or memory.offset % TENSOR_ALIGN or memory.offset < 0:
+            raise strict.Mismatch(f"{where}.workspaces[{i}] has an impossible storage or offset")
     for symbol, (low, high) in function.symbols.items():
         if low < 0 or (high is not None and high < low):
             raise strict.Mismatch(f"{where}.symbols.{symbol} is an empty range")

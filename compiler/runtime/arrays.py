@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tvm_ffi
+
+from llmc.package.manifest import WorkspaceSpec
 
 ALIGN = 64  # kernels use aligned vector loads and stores on every buffer
 
@@ -28,6 +31,21 @@ def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
     memory = np.zeros(size + ALIGN, np.uint8)
     start = -memory.ctypes.data % ALIGN
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def workspaces(specs: Sequence[WorkspaceSpec]) -> list[np.ndarray]:
+    """Memory as a function wants it: arrays that overlap where they name the same storage."""
+    sizes: dict[int, int] = {}
+    for spec in specs:
+        end = spec.offset + math.prod(spec.shape) * numpy_dtype(spec.dtype).itemsize
+        sizes[spec.storage] = max(sizes.get(spec.storage, 0), end)
+    storages = {number: aligned_zeros((size,), np.uint8) for number, size in sizes.items()}
+    arrays = []
+    for spec in specs:
+        dtype = numpy_dtype(spec.dtype)
+        bytes_ = storages[spec.storage][spec.offset : spec.offset + math.prod(spec.shape) * dtype.itemsize]
+        arrays.append(bytes_.view(dtype).reshape(spec.shape))
+    return arrays
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import tvm_ffi
 from llmc.errors import ArtifactError, InputError
 from llmc.package.manifest import ArraySpec, FunctionSpec, Manifest
 from llmc.package.reader import Artifact
-from llmc.runtime.arrays import aligned, to_numpy, to_tensor
+from llmc.runtime.arrays import aligned, to_numpy, to_tensor, workspaces
 from llmc.runtime.binding import bind, describe
 from llmc.runtime.library import pool_size
 
@@ -35,8 +35,8 @@ class Function:
         return dict(zip(names, map(to_numpy, tensors), strict=True))
 
     def arguments(self, inputs: Iterable[Any]) -> tuple[Any, ...]:
-        """What `run` takes: the runtime's tensors of all inputs, then the weights."""
-        return (*inputs, *self._weights)
+        """What `run` takes: the runtime's tensors of all inputs, then the weights, then workspaces made anew."""
+        return (*inputs, *self._weights, *map(to_tensor, workspaces(self.spec.workspaces)))
 
     def run(self, arguments: tuple[Any, ...]) -> Any:
         """The result, a tensor or an array of them; nothing is checked beforehand."""

@@ -68,7 +68,7 @@ class Session:
         tokens = self._check(ids)
         before, count = self.length, tokens.shape[1]
         self.reserve(before + count)
-        function = self.model.functions["step" if all else "step_last"]
+        function = self._function(count, all)
         parts = []
         try:
             for start in range(0, count, CHUNK):
@@ -112,6 +112,12 @@ class Session:
         twin.length = self.length
         return twin
 
+    def _function(self, count: int, all: bool) -> Function:
+        functions = self.model.functions
+        if count == self.batch == 1 and "decode" in functions:
+            return functions["decode"]
+        return functions["step" if all else "step_last"]
+
     def _step(self, function: Function, tokens: np.ndarray) -> np.ndarray:
         """Logits [B, S, V] (`step`) or [B, 1, V] (`step_last`) of a chunk of ids [B, S]."""
         count = tokens.shape[1]
@@ -122,7 +128,8 @@ class Session:
         result = function.run(call.arguments)
         self.length += count
         # A function may return the caches after the logits: they are the very same memory.
-        return to_numpy(result if isinstance(result, tvm_ffi.Tensor) else result[0])
+        logits = to_numpy(result if isinstance(result, tvm_ffi.Tensor) else result[0])
+        return logits.copy() if function.spec.workspaces else logits  # the next call writes there again
 
     def _call(self, function: Function, count: int) -> _Call:
         """A call with `count` tokens. Calls with one are kept: a kernel leaves nothing of Python's in the CPU's caches,
