@@ -58,12 +58,10 @@ class Samples:
     def of(
         records: Iterable[tuple[Task, Measurement]], target: Target | None = None, threads: int | None = None
     ) -> Samples:
-        """Records of other targets than `target` are marked as foreign. An unstable time is no failure of the
-        configuration, and is left out."""
+        """Records of other targets than `target` are marked as foreign."""
         by_task: dict[tuple[str, str], tuple[Task, list[Measurement]]] = {}
         for task, measurement in records:
-            if measurement.status != "unstable":
-                by_task.setdefault((task.key, task.target.name), (task, []))[1].append(measurement)
+            by_task.setdefault((task.key, task.target.name), (task, []))[1].append(measurement)
         parts: list[tuple[np.ndarray, ...]] = []
         for number, (task, found) in enumerate(by_task.values()):
             foreign = target is not None and task.target.name != target.name

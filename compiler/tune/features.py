@@ -114,7 +114,7 @@ def matrix(
         counts = describe(kernel.workload, config, task.target, sizes, threads)
         return np.array([counts.get(name, math.nan) for name in CODE])
 
-    shared = _task(task, sizes, threads, foreign)
+    shared = task_vector(task, point, threads, foreign)
     default = _log(code(kernel.template.default(kernel.workload, task.target)))
     counts = np.stack([code(config) for config in configs]) if configs else np.empty((0, len(CODE)))
     own = _log(counts)
@@ -125,8 +125,9 @@ def _log(x: np.ndarray) -> np.ndarray:
     return np.log2(np.maximum(x, _LEAST))
 
 
-def _task(task: Task, sizes: Mapping[str, int], threads: int, foreign: bool) -> np.ndarray:
-    template, w, target = task.kernel.template, task.kernel.workload, task.target
+def task_vector(task: Task, point: Point, threads: int | None = None, foreign: bool = False) -> np.ndarray:
+    """The part `TASK` of the vectors at a point."""
+    template, w, target, sizes = task.kernel.template, task.kernel.workload, task.target, point.sizes()
     work = template.work(w, sizes)
     fields = vars(w)
     head_dim, heads = fields.get("head_dim", 0), fields.get("n_heads", 0)
@@ -156,7 +157,7 @@ def _task(task: Task, sizes: Mapping[str, int], threads: int, foreign: bool) -> 
         "l1": target.l1_bytes,
         "l2": target.l2_bytes,
         "l3": target.l3_bytes,
-        "threads": threads,
+        "threads": threads or default_threads(),
     }
     logs = dict(zip(sizes_, _log(np.array(list(sizes_.values()), float)), strict=True))
     return np.array([flags[name] if name in flags else logs[name] for name in TASK])

@@ -102,8 +102,8 @@ class Search:
 
     @property
     def best_cost(self) -> float:
-        """Time relative to the default's, at most 1."""
-        return min((m.cost(self.task.points) for m in self.measured), default=1.0) if self.measured else 1.0
+        """Time relative to the default's, at most 1: the default itself."""
+        return min([1.0, *(m.cost(self.task.points) for m in self.measured)])
 
     @property
     def noise(self) -> float:
@@ -116,13 +116,17 @@ class Search:
         """The space is exhausted, or for some batches nothing promised a gain that could be told from noise."""
         return self._exhausted or self._hopeless >= _PATIENCE
 
+    def predict(self, configs: Sequence[Config]) -> list[float]:
+        """What the model expects of configurations now: log2 of the time relative to the default's."""
+        return [float(x) for x in self._predict(configs).mean] if configs else []
+
     def expected_gain(self) -> float:
         """Largest expected improvement of the best cost by one more trial, log2 (Jones et al., 1998)."""
         pool = self._pool()
         if not pool:
             return 0.0
         p = self._predict(pool)
-        ahead = math.log2(min(self.best_cost, 1.0)) - p.mean
+        ahead = math.log2(self.best_cost) - p.mean
         std = np.maximum(p.std, 1e-6)
         z = ahead / std
         density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)

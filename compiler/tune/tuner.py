@@ -1,0 +1,267 @@
+"""Tunes tasks within a budget, and keeps of what was found only what proves faster once more.
+
+Every measurement goes to the database at once: an interrupted run loses nothing, and the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from llmc.schedules.base import Config
+from llmc.tune.budget import Standing, next_task
+from llmc.tune.cost_model import CostModel, Samples
+from llmc.tune.neighbours import starts
+from llmc.tune.search import Search, key
+from llmc.tune.task import Measurement, Task
+
+Record = tuple[Task, Measurement]
+
+_VERIFIED_PER_TASK = 3  # candidates that get a second measurement
+_RESERVE = 0.15  # share of the time that is kept for verifying
+_LEAST_GAIN = 0.01  # a kernel is kept only if it is faster by this, beyond the noise
+_SLOWER = 0.03  # no point may be slower than the default by more
+
+
+class Measures(Protocol):
+    """What the tuner needs of `measure.Measurer`."""
+
+    def measure(self, task: Task, configs: Iterable[Config], *, careful: bool = False) -> Iterator[Measurement]: ...
+
+
+class Keeps(Protocol):
+    """What the tuner needs of `database.Database`."""
+
+    def add(self, task: Task, measurement: Measurement) -> object: ...
+
+
+@dataclass(frozen=True)
+class TuneEvent:
+    """After every measurement: where the run stands. `best` is the task's cost relative to the default, before it is
+    verified; `seconds_left` of the time budget, None without one; `failures` of all tasks by status."""
+
+    phase: Literal["search", "verify"]
+    task: Task
+    done: int
+    total: int
+    trials_per_second: float
+    best: float
+    seconds_left: float | None
+    failures: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate: what the cost model expected (log2 of the time relative to the default), and what it was."""
+
+    predicted: float
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task ends with. `config` is the default unless `verified`, the second measurement of a faster one."""
+
+    task: Task
+    config: Config
+    verified: Measurement | None
+    trials: tuple[Trial, ...]
+
+    @property
+    def ratio(self) -> float:
+        """Time relative to the default's, as verified."""
+        return self.verified.cost(self.task.points) if self.verified else 1.0
+
+    @property
+    def curve(self) -> list[float]:
+        """The best cost so far, by trial; the default, 1, is where it starts."""
+        best, costs = 1.0, []
+        for trial in self.trials:
+            best = min(best, trial.measurement.cost(self.task.points))
+            costs.append(best)
+        return costs
+
+
+def tune(
+    tasks: Sequence[Task],
+    measurer: Measures,
+    database: Keeps,
+    *,
+    trials: int,
+    time_budget_s: float | None = None,
+    seed: int = 0,
+    batch: int = 8,
+    history: Iterable[Record] = (),
+    model: CostModel | None = None,
+    progress: Callable[[TuneEvent], None] | None = None,
+) -> list[TaskResult]:
+    """Search for `trials` candidates a task on average, then verify the winners; a result for each task, in order.
+
+    `history` is what is known from earlier runs: of these tasks it counts as measured, of others it is what the first
+    proposals and, unless `model` is given, the cost model come from. Ctrl-C ends the search; the winners are still
+    verified, unless it is pressed again. Each search follows from `seed` and what was measured; how trials are shared
+    out among tasks depends on how long they take, too.
+    """
+    return _Run(tasks, measurer, database, trials, time_budget_s, seed, batch, list(history), model, progress).run()
+
+
+class _Run:
+    """One call of `tune`."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        measurer: Measures,
+        database: Keeps,
+        trials: int,
+        time_budget_s: float | None,
+        seed: int,
+        batch: int,
+        history: list[Record],
+        model: CostModel | None,
+        progress: Callable[[TuneEvent], None] | None,
+    ) -> None:
+        self.tasks, self.measurer, self.database, self.batch = tasks, measurer, database, batch
+        self.total, self.most = trials * len(tasks), 4 * trials
+        self.start, self.budget, self.progress = time.monotonic(), time_budget_s, progress
+        self.failures: Counter[str] = Counter()
+        self.count = 0
+        target = tasks[0].target if tasks else None
+        prior = model or (CostModel.fit(Samples.of(history, target), seed) if history else CostModel())
+        self.lanes = [_Lane(task, prior, history, seed + i) for i, task in enumerate(tasks)]
+
+    def run(self) -> list[TaskResult]:
+        verified: dict[int, Measurement] = {}
+        for stage in (self._search, lambda: self._verify(verified)):
+            with suppress(KeyboardInterrupt):
+                stage()
+        return [lane.result(verified.get(i)) for i, lane in enumerate(self.lanes)]
+
+    def _search(self) -> None:
+        while self.count < self.total and (left := self._left(1 - _RESERVE)) > 0:
+            standings = [lane.standing(self.most) for lane in self.lanes]
+            index = next_task(standings)
+            if index is None:
+                return
+            lane = self.lanes[index]
+            size = min(self.batch, self.total - self.count, self.most - len(lane.trials))
+            if standings[index].trials:
+                size = max(1, int(min(size, left / max(standings[index].trial_seconds, 1e-9))))
+            self._batch(lane, lane.search.propose(size))
+
+    def _batch(self, lane: _Lane, configs: Sequence[Config]) -> None:
+        """Measure candidates; what was measured counts even if the rest is interrupted."""
+        predicted = dict(zip(map(key, configs), lane.search.predict(configs), strict=True))
+        measured: list[Measurement] = []
+        begin = time.monotonic()
+        try:
+            for m in self.measurer.measure(lane.task, configs):
+                self.database.add(lane.task, m)
+                measured.append(m)
+                lane.trials.append(Trial(predicted[key(m.config)], m))
+                self.count += 1
+                if m.status != "ok":
+                    self.failures[m.status] += 1
+                self._tell("search", lane, measured)
+                if self._left(1) <= 0:
+                    break
+        finally:
+            lane.learn(measured, time.monotonic() - begin)
+
+    def _verify(self, verified: dict[int, Measurement]) -> None:
+        """Time winners again, those first from which the model gains most."""
+        for i in sorted(range(len(self.lanes)), key=lambda i: -self.lanes[i].promise):
+            lane = self.lanes[i]
+            candidates = [m for m in lane.search.ranked if not _slower(lane.task, m)]
+            for candidate in candidates[:_VERIFIED_PER_TASK]:
+                if candidate.cost(lane.task.points) > 1 - _LEAST_GAIN or self._left(1) <= 0:
+                    break
+                for again in self.measurer.measure(lane.task, [candidate.config], careful=True):
+                    self.database.add(lane.task, again)
+                    self._tell("verify", lane, [again])
+                    if is_faster(lane.task, again):
+                        verified[i] = again
+                if i in verified:
+                    break
+
+    def _left(self, share: float) -> float:
+        """Seconds of this share of the budget that are left."""
+        return float("inf") if self.budget is None else share * self.budget - (time.monotonic() - self.start)
+
+    def _tell(self, phase: Literal["search", "verify"], lane: _Lane, new: Sequence[Measurement]) -> None:
+        if self.progress is None:
+            return
+        elapsed = time.monotonic() - self.start
+        best = min([lane.search.best_cost, *(m.cost(lane.task.points) for m in new)])
+        left = None if self.budget is None else max(self._left(1), 0.0)
+        rate = self.count / max(elapsed, 1e-9)
+        self.progress(TuneEvent(phase, lane.task, self.count, self.total, rate, best, left, dict(self.failures)))
+
+
+class _Lane:
+    """One task's search, and what it has cost and brought."""
+
+    def __init__(self, task: Task, prior: CostModel, history: Sequence[Record], seed: int) -> None:
+        self.task, self.trials, self.wall = task, list[Trial](), 0.0
+        self.search = Search(task, prior, starts=starts(task, history), seed=seed)
+        self.gained = 0.0
+        known = [m for t, m in history if t.key == task.key and t.target == task.target]
+        usable = [m for m in known if m.status != "ok" or all(str(p) in m.timings for p in task.points)]
+        if usable:
+            self.search.observe(usable)
+
+    def learn(self, measured: Sequence[Measurement], wall: float) -> None:
+        """Take in a batch, which may have been cut short."""
+        if measured:
+            before = self.search.best_cost
+            self.search.observe(measured)
+            self.gained = math.log2(before / self.search.best_cost) / len(measured)
+            self.wall += wall
+
+    def standing(self, most: int) -> Standing:
+        count = len(self.trials)
+        return Standing(
+            seconds=self.task.calls * self._default_seconds() * self.search.best_cost,
+            trials=count,
+            trial_seconds=self.wall / max(count, 1),
+            gained=self.gained,
+            hoped=self.search.expected_gain() if count else 0.0,
+            finished=self.search.finished or count >= most,
+        )
+
+    @property
+    def promise(self) -> float:
+        """Seconds of the model's time that the best candidate saves, if it proves true."""
+        return self.task.calls * self._default_seconds() * (1 - self.search.best_cost)
+
+    def _default_seconds(self) -> float:
+        """Of one call, by the weights of the points; before anything was timed a guess, to put tasks in order."""
+        points, work = self.task.points, self.task.kernel.template.work
+        total = sum(p.weight for p in points)
+        if timed := self.search.ranked:
+            return sum(p.weight * timed[0].timings[str(p)].default_seconds for p in points) / total
+        works = [(p.weight, work(self.task.kernel.workload, p.sizes())) for p in points]
+        return sum(weight * max(w.ops / 1e11, w.bytes / 2e10) for weight, w in works) / total
+
+    def result(self, verified: Measurement | None) -> TaskResult:
+        config = verified.config if verified else self.search.default
+        return TaskResult(self.task, config, verified, tuple(self.trials))
+
+
+def is_faster(task: Task, careful: Measurement) -> bool:
+    """Is it faster than the default beyond the noise, and nowhere slower?"""
+    if careful.status != "ok":
+        return False
+    total = sum(p.weight for p in task.points)
+    noise = sum(p.weight * careful.timings[str(p)].spread for p in task.points) / total
+    return careful.cost(task.points) + noise < 1 - _LEAST_GAIN and not _slower(task, careful)
+
+
+def _slower(task: Task, m: Measurement) -> bool:
+    """Than the default at any point."""
+    return any(m.timings[str(p)].ratio > 1 + _SLOWER for p in task.points)
