@@ -29,10 +29,11 @@ from llmc.package.manifest import (
     WorkspaceSpec,
 )
 from llmc.quantize.formats import Format
-from llmc.schedules.base import Config, Kernel
+from llmc.schedules.base import Kernel
 from llmc.schedules.formats import QuantizedWeight
 from llmc.select import Plan
 from llmc.targets.base import Target
+from llmc.tune import Choice
 from llmc.tvm_shim import FFI_VERSION, TVM_VERSION
 from llmc.workspace import Workspace
 
@@ -83,7 +84,7 @@ def describe(
     target: Target,
     format: Format | None,
     plan: Plan,
-    configs: Mapping[Kernel, Config],
+    choices: Mapping[Kernel, Choice],
     lowered: Lowered,
     decoder: Decoder | None,
     workspaces: Mapping[str, tuple[Workspace, ...]],
@@ -109,8 +110,8 @@ def describe(
                 kernel.template.name,
                 kernel.template.version,
                 dict(vars(kernel.workload)),
-                dict(configs[kernel]),
-                "default",
+                dict(choices[kernel].config),
+                choices[kernel].provenance,
                 calls[kernel],
             )
             for kernel, name in lowered.kernel_names.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from llmc.lower import lower
 from llmc.options import resolve_target
 from llmc.quantize import quantize as quantize_weights
 from llmc.quantize.formats import resolve_format
+from llmc.schedules.base import Kernel
 from llmc.select import select
-from llmc.tune import choose_configs
+from llmc.tune import Choice, choose_configs
 
 Dims = Mapping[str, int | tuple[int, int]]
 
@@ -59,11 +61,12 @@ def compile(
     decoder = stage("kv-cache", lambda: decoder_of(graph), lambda d: f"{len(d.caches)} layers" if d else "no decoder")
     functions = {"main": graph, **(decoder.functions if decoder else {})}
     plan = stage("select", lambda: select(functions, machine), lambda p: f"{len(p.calls())} kernels")
-    configs = stage("tune", lambda: choose_configs(plan.calls(), machine), lambda c: "default configurations")
+    choices = stage("tune", lambda: choose_configs(plan.calls(), machine), _provenance)
+    configs = {kernel: choice.config for kernel, choice in choices.items()}
     lowered = stage("lower", lambda: lower(plan, configs, machine), lambda module: f"{len(module.params)} weights")
     folder = tempfile.TemporaryDirectory(prefix="llmc-")
     workspaces = stage("build", lambda: build(lowered.module, machine, Path(folder.name) / "lib.so"))
-    return describe(Path(model), machine, format, plan, configs, lowered, decoder, workspaces, folder)
+    return describe(Path(model), machine, format, plan, choices, lowered, decoder, workspaces, folder)
 
 
 Value = TypeVar("Value")
@@ -90,3 +93,9 @@ class _Stages:
 
 def _nodes(graph: Graph) -> str:
     return f"{len(graph.nodes)} nodes"
+
+
+def _provenance(choices: Mapping[Kernel, Choice]) -> str:
+    """How many configurations come from where."""
+    counts = Counter(choice.provenance for choice in choices.values())
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))

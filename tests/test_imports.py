@@ -46,7 +46,7 @@ MAY_SEE = {
     "workspace": KERNELS,
     "build": GRAPH | {"fallback", "tir_pipeline", "workspace"},
     "package": {"errors"},
-    "artifact": GRAPH | {"package", "quantize", "fuse", "select", "lower", "workspace"},
+    "artifact": GRAPH | {"package", "quantize", "fuse", "select", "tune", "lower", "workspace"},
     "options": {"errors", "targets"},
     "pipeline": GRAPH
     | {"importer", "quantize", "fuse", "select", "tune", "lower", "build", "artifact", "options", "package"},

@@ -2,12 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from llmc.schedules.base import Config, Kernel
+from llmc.schedules.embedding.dense import EmbeddingDenseWorkload
+from llmc.schedules.gemm.dense import DenseLinearWorkload
 from llmc.targets.base import Target
+from llmc.targets.detect import machine
+from llmc.tune.database import Database, default_path
+from llmc.tune.logs import shipped
+from llmc.tune.record import Key, Record, best_of, parse_points
+from llmc.tune.task import Task
+
+Provenance = Literal["default", "shipped", "tuned"]
 
 
-def choose_configs(kernels: Iterable[Kernel], target: Target) -> dict[Kernel, Config]:
-    """The templates' default configurations."""
-    return {k: k.template.default(k.workload, target) for k in kernels}
+@dataclass(frozen=True)
+class Choice:
+    """A kernel's configuration, and where it comes from: the template, llmc's own logs, or this user's tuning."""
+
+    config: Config
+    provenance: Provenance
+
+
+def choose_configs(kernels: Iterable[Kernel], target: Target, database: Path | None = None) -> dict[Kernel, Choice]:
+    """The best known configuration of every kernel.
+
+    What was measured on this machine goes first (`database`; None: the user's own), then what llmc ships for the
+    target, then the template's default. Raises DatabaseError and LogError.
+    """
+    kernels = list(kernels)
+    path = database or default_path()
+    stored = Database(path) if path.exists() else None
+    packed = _shared_panels(kernels)
+    choices = {}
+    for kernel in kernels:
+        allowed = _allowed(kernel, target, packed)
+        mine = stored.of_workload(kernel.template.name, kernel.workload.key()) if stored else []
+        choices[kernel] = (
+            _tuned(kernel, mine, target, allowed)
+            or _shipped(kernel, target, allowed)
+            or Choice(kernel.template.default(kernel.workload, target), "default")
+        )
+    if stored:
+        stored.close()
+    return choices
+
+
+def _tuned(kernel: Kernel, records: list[Record], target: Target, allowed: Callable[[Config], bool]) -> Choice | None:
+    """From records made on this machine, with this TVM, for this version of the template."""
+    here = Key.of(Task(kernel, target, ()))
+    same = [r for r in records if set(r.key.differences(here)) <= {"points"}]
+    return _best(same, allowed, "tuned")
+
+
+def _shipped(kernel: Kernel, target: Target, allowed: Callable[[Config], bool]) -> Choice | None:
+    """From llmc's logs: measured with the same code on some machine of the target's kind."""
+    template, workload = kernel.template, kernel.workload.key()
+    wanted = (template.name, template.version, workload)
+    same = [r for r in shipped(target) if (r.key.template, r.key.version, r.key.workload) == wanted]
+    return _best(same, allowed, "shipped")
+
+
+def _best(records: list[Record], allowed: Callable[[Config], bool], provenance: Provenance) -> Choice | None:
+    """The best configuration under one key. Keys like this machine's go first, then those with more points."""
+    groups: defaultdict[Key, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.key].append(record)
+    here = machine()
+
+    def likeness(key: Key) -> tuple[bool, bool, int]:
+        return key.cpu == here.cpu, key.cores == here.cores, len(parse_points(key.points))
+
+    for key in sorted(groups, key=likeness, reverse=True):
+        if best := best_of(groups[key], parse_points(key.points), allowed):
+            return Choice(best.config, provenance)
+    return None
+
+
+def _shared_panels(kernels: Iterable[Kernel]) -> set[tuple[int, int]]:
+    """[N, K] of weights that an embedding reads where an output layer packed them."""
+    tables = [k.workload for k in kernels if isinstance(k.workload, EmbeddingDenseWorkload)]
+    return {(w.V, w.E) for w in tables if w.panel}
+
+
+def _allowed(kernel: Kernel, target: Target, packed: set[tuple[int, int]]) -> Callable[[Config], bool]:
+    """Configurations that can be built; for a shared weight only those that pack it as the default does."""
+    template, workload = kernel.template, kernel.workload
+    space = template.space(workload, target)
+    if not (isinstance(workload, DenseLinearWorkload) and (workload.N, workload.K) in packed):
+        return lambda config: config in space
+    layout = template.layout(workload, template.default(workload, target), target)
+    return lambda config: config in space and template.layout(workload, config, target) == layout
