@@ -16,13 +16,14 @@ class OnnxRuntimeEngine(Engine):
     def __init__(self, path: Path, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors become ours
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
             raise ModelError(f"onnxruntime cannot load it: {error}", where=str(path)) from error
         self.path = path
-        self.inputs = {i.name: i for i in self.session.get_inputs()}
+        self.arguments = {i.name: i for i in self.session.get_inputs()}
+        self.inputs = tuple(self.arguments)
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.pasts = [name for name in self.inputs if name.startswith("past")]
 
@@ -37,7 +38,7 @@ class OnnxRuntimeEngine(Engine):
         self.length = 0
         self.caches = {}
         for name in self.pasts:
-            _, heads, _, size = self.inputs[name].shape
+            _, heads, _, size = self.arguments[name].shape
             self.caches[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, size), np.float32))
 
     def step(self, ids: np.ndarray) -> np.ndarray:
