@@ -120,11 +120,14 @@ class Database:
             return f"{self.path} holds no records"
         if wanted in keys:
             return f"{self.path} holds records of this task; none beats the default beyond the noise"
-        # A different workload is the farthest: nothing else can make up for it.
-        near = min(
-            keys,
-            key=lambda k: (k.template != wanted.template, k.workload != wanted.workload, len(k.differences(wanted))),
-        )
+        asked = set(wanted.workload.split(","))
+
+        def distance(key: Key) -> tuple[bool, int, int]:
+            """A different workload is the farthest: nothing else can make up for it."""
+            apart = len(asked.symmetric_difference(key.workload.split(",")))
+            return key.template != wanted.template, apart, len(key.differences(wanted))
+
+        near = min(keys, key=distance)
         parts = [f"{name} is {getattr(near, name)}, not {getattr(wanted, name)}" for name in near.differences(wanted)]
         return "the nearest record differs: " + "; ".join(parts)
 
