@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 import xgboost
-from scipy.stats import kendalltau
 
 from llmc.errors import OptionError
 from llmc.schedules.base import Config
@@ -116,15 +115,17 @@ class CostModel:
     def fit(samples: Samples, seed: int = 0, kind: Kind | None = None) -> CostModel:
         """A prior from measurements of many tasks; without `kind` the one that ranks unknown tasks better."""
         timed = samples.take(~np.isnan(samples.y))
-        quality = {}
+        quality: dict[str, float] = {}
+        chosen = kind or "regression"
         if kind is None:
             kinds: tuple[Kind, ...] = ("regression", "ranking")
             quality = {k: cross_validate(timed, k, seed) for k in kinds}
-            kind = max(kinds, key=lambda k: np.nan_to_num(quality[k], nan=-1))
+            chosen = max(kinds, key=lambda k: np.nan_to_num(quality[k], nan=-1))
+        failures = _fit_failures(samples, seed)
         if not len(timed):
-            return CostModel(kind, failures=_fit_failures(samples, seed), quality=quality)
-        prior, scale = zip(*(_fit_prior(timed, kind, seed + i) for i in range(MEMBERS)), strict=True)
-        return CostModel(kind, prior, scale, failures=_fit_failures(samples, seed), quality=quality)
+            return CostModel(chosen, failures=failures, quality=quality)
+        prior, scale = zip(*(_fit_prior(timed, chosen, seed + i) for i in range(MEMBERS)), strict=True)
+        return CostModel(chosen, prior, scale, failures=failures, quality=quality)
 
     def adapt(self, samples: Samples, seed: int = 0) -> CostModel:
         """This prior, corrected by a task's own measurements; an earlier correction is replaced."""
@@ -136,7 +137,7 @@ class CostModel:
         correction = []
         for i in range(MEMBERS):
             times_drawn = rng.poisson(1, len(timed)) + 0.25  # a bootstrap that drops no row wholly: there are few
-            data = xgboost.DMatrix(timed.X, left_over[i], weight=timed.weight * times_drawn)
+            data = xgboost.DMatrix(timed.X, left_over[i], weight=timed.weight * times_drawn, nthread=1)
             parameters = {**_CORRECTION, "seed": seed + i, "base_score": 0.0}
             correction.append(xgboost.train(parameters, data, _CORRECTION_ROUNDS))
         failures = _fit_failures(samples, seed)
@@ -231,8 +232,13 @@ def cross_validate(samples: Samples, kind: Kind, seed: int = 0) -> float:
 
 
 def tau(predicted: np.ndarray, measured: np.ndarray) -> float:
-    """Kendall's tau-b; NaN where either is constant."""
-    return float(kendalltau(predicted, measured).statistic) if len(measured) > 1 else float("nan")
+    """Kendall's tau-b: pairs in the same order less pairs in the other, over all that are tied in neither, roughly.
+
+    NaN where all of one side is tied.
+    """
+    a, b = (np.sign(x[:, None] - x[None, :])[np.triu_indices(len(x), 1)] for x in (predicted, measured))
+    untied = np.sqrt(float(np.count_nonzero(a)) * np.count_nonzero(b))
+    return float(a @ b / untied) if untied else float("nan")
 
 
 def _fit_prior(samples: Samples, kind: Kind, seed: int) -> tuple[xgboost.Booster, float]:
@@ -242,11 +248,11 @@ def _fit_prior(samples: Samples, kind: Kind, seed: int) -> tuple[xgboost.Booster
     balance = 1 / np.sqrt([counts[g] for g in samples.group])  # a much measured task shall not drown the others
     if kind == "regression":
         drawn = rng.poisson(1, len(samples)) + 0.1
-        data = xgboost.DMatrix(samples.X, samples.y, weight=samples.weight * balance * drawn)
+        data = xgboost.DMatrix(samples.X, samples.y, weight=samples.weight * balance * drawn, nthread=1)
         return xgboost.train({**_PRIOR, "seed": seed, "base_score": 0.0}, data, _PRIOR_ROUNDS), 1.0
     order = np.argsort(samples.group, kind="stable")
     rows = samples.take(order)
-    data = xgboost.DMatrix(rows.X, -rows.y, qid=rows.group.astype(np.int64))
+    data = xgboost.DMatrix(rows.X, -rows.y, qid=rows.group.astype(np.int64), nthread=1)
     parameters = {**_PRIOR, "seed": seed, "objective": "rank:pairwise", "lambdarank_pair_method": "mean"}
     booster = xgboost.train({**parameters, "lambdarank_num_pair_per_sample": 8}, data, _PRIOR_ROUNDS)
     score = -booster.inplace_predict(rows.X)
@@ -262,7 +268,7 @@ def _fit_failures(samples: Samples, seed: int) -> xgboost.Booster | None:
     failed = np.isnan(samples.y)
     if failed.all() or not failed.any():
         return None
-    data = xgboost.DMatrix(samples.X, failed.astype(np.float32))
+    data = xgboost.DMatrix(samples.X, failed.astype(np.float32), nthread=1)
     parameters = {**_TREES, "objective": "binary:logistic", "max_depth": 4, "eta": 0.2, "seed": seed}
     return xgboost.train(parameters, data, _FAILURE_ROUNDS)
 

@@ -64,7 +64,9 @@ class Search:
         self._starts = [dict(c) for c in starts if c in self.space]
         self._vectors: dict[Key, tuple[np.ndarray, ...]] = {}
         self._whole = self._enumerate()
+        self._evolved: list[dict[str, int | str]] | None = None
         self._hopeless = 0
+        self.expected_gain = 0.0  # of one more trial, log2
         self._exhausted = False
 
     # -- ask and tell ---------------------------------------------------------------------------------------------
@@ -90,7 +92,9 @@ class Search:
         self.measured += measurements
         self._known |= {key(m.config) for m in measurements}
         self.model = self.prior.adapt(Samples.of([(self.task, m) for m in self.measured], threads=self.threads))
-        hopeless = len(self.measured) >= _LEAST_TRIALS and self.expected_gain() < self.noise
+        self._evolved = None
+        self.expected_gain = self._expected_gain()
+        hopeless = len(self.measured) >= _LEAST_TRIALS and self.expected_gain < self.noise
         self._hopeless = self._hopeless + 1 if hopeless else 0
 
     # -- where the search stands ----------------------------------------------------------------------------------
@@ -120,19 +124,6 @@ class Search:
         """What the model expects of configurations now: log2 of the time relative to the default's."""
         return [float(x) for x in self._predict(configs).mean] if configs else []
 
-    def expected_gain(self) -> float:
-        """Largest expected improvement of the best cost by one more trial, log2 (Jones et al., 1998)."""
-        pool = self._pool()
-        if not pool:
-            return 0.0
-        p = self._predict(pool)
-        ahead = math.log2(self.best_cost) - p.mean
-        std = np.maximum(p.std, 1e-6)
-        z = ahead / std
-        density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-        below = 0.5 * (1 + np.array([math.erf(v / math.sqrt(2)) for v in z]))
-        return float(np.max((ahead * below + std * density) * (1 - p.failure)))
-
     # -- candidates -----------------------------------------------------------------------------------------------
     def _enumerate(self) -> list[dict[str, int | str]] | None:
         found = []
@@ -144,8 +135,10 @@ class Search:
 
     def _pool(self) -> list[dict[str, int | str]]:
         """Configurations worth ranking that were not proposed yet."""
-        candidates = self._whole if self._whole is not None else self._evolve()
-        return [c for c in candidates if key(c) not in self._known]
+        if self._whole is None and self._evolved is None:
+            self._evolved = self._evolve()
+        candidates = self._evolved if self._whole is None else self._whole
+        return [c for c in candidates or () if key(c) not in self._known]
 
     def _evolve(self) -> list[dict[str, int | str]]:
         elite = [dict(m.config) for m in self.ranked[: _ELITE // 2]] + self._starts + [self.default]
@@ -192,6 +185,19 @@ class Search:
             self._vectors |= {k: tuple(X[i] for X in points) for i, (k, _) in enumerate(new)}
         vectors = [np.stack([self._vectors[k][p] for k in keys]) for p in range(len(self.task.points))]
         return self.model.predict_vectors(vectors, [p.weight for p in self.task.points])
+
+    def _expected_gain(self) -> float:
+        """Largest expected improvement of the best cost by any candidate (Jones et al., 1998)."""
+        pool = self._pool()
+        if not pool:
+            return 0.0
+        p = self._predict(pool)
+        ahead = math.log2(self.best_cost) - p.mean
+        std = np.maximum(p.std, 1e-6)
+        z = ahead / std
+        density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+        below = 0.5 * (1 + np.array([math.erf(v / math.sqrt(2)) for v in z]))
+        return float(np.max((ahead * below + std * density) * (1 - p.failure)))
 
     def _ranked(self, configs: list[dict[str, int | str]]) -> list[dict[str, int | str]]:
         """Most promising first; equals in random order."""

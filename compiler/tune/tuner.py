@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from llmc.schedules.base import Config
+from llmc.schedules.base import Config, Space
 from llmc.tune.budget import Standing, next_task
 from llmc.tune.cost_model import CostModel, Samples
 from llmc.tune.neighbours import starts
@@ -98,16 +98,21 @@ def tune(
     batch: int = 8,
     history: Iterable[Record] = (),
     model: CostModel | None = None,
+    allowed: Callable[[Task, Config], bool] = lambda task, config: True,
     progress: Callable[[TuneEvent], None] | None = None,
 ) -> list[TaskResult]:
     """Search for `trials` candidates a task on average, then verify the winners; a result for each task, in order.
 
     `history` is what is known from earlier runs: of these tasks it counts as measured, of others it is what the first
-    proposals and, unless `model` is given, the cost model come from. Ctrl-C ends the search; the winners are still
-    verified, unless it is pressed again. Each search follows from `seed` and what was measured; how trials are shared
-    out among tasks depends on how long they take, too.
+    proposals and, unless `model` is given, the cost model come from. What is not `allowed` is not proposed. Ctrl-C
+    ends the search; the winners are still verified, unless it is pressed again. Each search follows from `seed` and
+    what was measured; how trials are shared out among tasks depends on how long they take, too.
     """
-    return _Run(tasks, measurer, database, trials, time_budget_s, seed, batch, list(history), model, progress).run()
+    run = _Run(tasks, measurer, database, trials, time_budget_s, batch, progress)
+    known = list(history)
+    prior = model or (CostModel.fit(Samples.of(known, tasks[0].target), seed) if known and tasks else CostModel())
+    run.lanes = [_Lane(task, prior, known, allowed, seed + i) for i, task in enumerate(tasks)]
+    return run.finish()
 
 
 class _Run:
@@ -120,22 +125,17 @@ class _Run:
         database: Keeps,
         trials: int,
         time_budget_s: float | None,
-        seed: int,
         batch: int,
-        history: list[Record],
-        model: CostModel | None,
         progress: Callable[[TuneEvent], None] | None,
     ) -> None:
-        self.tasks, self.measurer, self.database, self.batch = tasks, measurer, database, batch
+        self.measurer, self.database, self.batch = measurer, database, batch
         self.total, self.most = trials * len(tasks), 4 * trials
         self.start, self.budget, self.progress = time.monotonic(), time_budget_s, progress
         self.failures: Counter[str] = Counter()
         self.count = 0
-        target = tasks[0].target if tasks else None
-        prior = model or (CostModel.fit(Samples.of(history, target), seed) if history else CostModel())
-        self.lanes = [_Lane(task, prior, history, seed + i) for i, task in enumerate(tasks)]
+        self.lanes: list[_Lane] = []
 
-    def run(self) -> list[TaskResult]:
+    def finish(self) -> list[TaskResult]:
         verified: dict[int, Measurement] = {}
         for stage in (self._search, lambda: self._verify(verified)):
             with suppress(KeyboardInterrupt):
@@ -206,9 +206,18 @@ class _Run:
 class _Lane:
     """One task's search, and what it has cost and brought."""
 
-    def __init__(self, task: Task, prior: CostModel, history: Sequence[Record], seed: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        prior: CostModel,
+        history: Sequence[Record],
+        allowed: Callable[[Task, Config], bool],
+        seed: int,
+    ) -> None:
         self.task, self.trials, self.wall = task, list[Trial](), 0.0
-        self.search = Search(task, prior, starts=starts(task, history), seed=seed)
+        full = task.kernel.template.space(task.kernel.workload, task.target)
+        space = Space(full.knobs, lambda config: full.valid(config) and allowed(task, config))
+        self.search = Search(task, prior, starts=starts(task, history), seed=seed, space=space)
         self.gained = 0.0
         known = [m for t, m in history if t.key == task.key and t.target == task.target]
         usable = [m for m in known if m.status != "ok" or all(str(p) in m.timings for p in task.points)]
@@ -230,7 +239,7 @@ class _Lane:
             trials=count,
             trial_seconds=self.wall / max(count, 1),
             gained=self.gained,
-            hoped=self.search.expected_gain() if count else 0.0,
+            hoped=self.search.expected_gain,
             finished=self.search.finished or count >= most,
         )
 
@@ -257,9 +266,8 @@ def is_faster(task: Task, careful: Measurement) -> bool:
     """Is it faster than the default beyond the noise, and nowhere slower?"""
     if careful.status != "ok":
         return False
-    total = sum(p.weight for p in task.points)
-    noise = sum(p.weight * careful.timings[str(p)].spread for p in task.points) / total
-    return careful.cost(task.points) + noise < 1 - _LEAST_GAIN and not _slower(task, careful)
+    upper = careful.cost(task.points) * (1 + careful.noise(task.points))
+    return upper < 1 - _LEAST_GAIN and not _slower(task, careful)
 
 
 def _slower(task: Task, m: Measurement) -> bool:

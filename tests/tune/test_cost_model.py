@@ -63,6 +63,12 @@ def test_ranking_predicts_times_too(known):
     assert 0.4 < np.std(predicted) / np.std(truth) < 2.5
 
 
+def test_kendalls_tau_by_hand():
+    assert tau(np.array([1.0, 2, 3, 4]), np.array([10.0, 20, 40, 30])) == pytest.approx(4 / 6)
+    assert tau(np.array([1.0, 1, 2]), np.array([1.0, 2, 3])) == pytest.approx(2 / np.sqrt(2 * 3))
+    assert np.isnan(tau(np.ones(3), np.arange(3.0)))
+
+
 def test_cross_validation_needs_several_tasks(known):
     assert np.isnan(cross_validate(known.take(known.task == 0), "regression"))
 

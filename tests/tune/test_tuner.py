@@ -117,6 +117,12 @@ class _NoFailures(Still):
         super().__init__(0.02, seed=3)
 
 
+def test_only_what_is_allowed_is_tried():
+    machine = Machine()
+    tune([SMALL], machine, Journal(), trials=16, allowed=lambda task, config: config["NV"] == 3)
+    assert {config["NV"] for _, config, _ in machine.asked} == {3}
+
+
 def test_nothing_to_tune():
     assert tune([], Machine(), Journal(), trials=8) == []
 
