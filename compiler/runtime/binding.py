@@ -15,6 +15,7 @@ from llmc.errors import InputError
 from llmc.package.manifest import ArraySpec, FunctionSpec
 from llmc.runtime.arrays import numpy_dtype
 
+_SHOWN = 6  # inputs that a message lists: a decoder has two for every layer
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
 
 
@@ -53,7 +54,10 @@ def bind(spec: FunctionSpec, inputs: Mapping[str, Any]) -> list[np.ndarray]:
 
 def _check_names(spec: FunctionSpec, inputs: Mapping[str, Any]) -> None:
     known = [wanted.name for wanted in spec.inputs]
-    signature = "the inputs are " + ", ".join(f"{wanted.name}: {describe(wanted)}" for wanted in spec.inputs)
+    described = [f"{wanted.name}: {describe(wanted)}" for wanted in spec.inputs[:_SHOWN]]
+    if len(known) > _SHOWN:
+        described.append(f"and {len(known) - _SHOWN} more, which llmc inspect shows")
+    signature = "the inputs are " + ", ".join(described)
     for name in inputs:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -73,7 +77,8 @@ def _convert(wanted: ArraySpec, value: Any) -> np.ndarray:
     if array.dtype != dtype:
         # Python numbers have no dtype of their own; an array has, and means it.
         if hasattr(value, "dtype") or not np.can_cast(array.dtype, dtype, "same_kind"):
-            raise InputError(f"has dtype {array.dtype}, expected {describe(wanted)}", where=where)
+            hint = f"convert it: array.astype('{wanted.dtype}')"
+            raise InputError(f"has dtype {array.dtype}, expected {describe(wanted)}", where=where, hint=hint)
         array = array.astype(dtype)
     if array.ndim != len(wanted.shape):
         raise InputError(f"has shape {list(array.shape)}, expected {describe(wanted)}", where=where)

@@ -70,6 +70,7 @@ def test_outputs_are_the_callers_own(model: Model) -> None:
         ({**inputs(2), "y": 1}, "input 'y': the model has no such input"),
         ({"shif": inputs(2)["shift"], "x": inputs(2)["x"]}, "did you mean 'shift'?"),
         ({**inputs(2), "x": np.zeros((2, 40))}, "dtype float64, expected float32 [rows, 40]"),
+        ({**inputs(2), "x": np.zeros((2, 40))}, "hint: convert it: array.astype('float32')"),
         ({**inputs(2), "x": [["a"] * 40]}, "input 'x'"),
         ({**inputs(2), "x": [[1], [1, 2]]}, "is not an array"),
         ({**inputs(2), "x": np.zeros(40, "float32")}, "has shape [40], expected float32 [rows, 40]"),
@@ -90,6 +91,15 @@ def test_the_signature_is_the_hint(model: Model) -> None:
         model(z=1)
     assert "x: float32 [rows, 40], shift: float32 [rows, 3]" in str(error.value.hint)
     assert "x: float32 [rows, 40]" in repr(model)
+
+
+def test_a_long_signature_is_cut_short() -> None:
+    """A decoder has two inputs for every layer; nobody reads a hundred in a message."""
+    spec = FunctionSpec(tuple(ArraySpec(f"x{i}", "float32", (1,)) for i in range(100)), (), ())
+    with pytest.raises(InputError) as error:
+        bind(spec, {})
+    assert "x5: float32 [1], and 94 more, which llmc inspect shows" in str(error.value.hint)
+    assert len(str(error.value)) < 400
 
 
 def test_what_only_the_code_can_refuse(model: Model) -> None:
