@@ -73,11 +73,14 @@ def random_weight(
     group_size: int,
     zero: float | None,
     scale_dtype: str = "float32",
+    zero_dtype: str = "float32",
 ) -> QuantizedWeight:
-    """Random codes [N, K] with scales in 0.01 … 0.1 that are values of `scale_dtype`; zero None: whole zero points
-    for each row and group."""
+    """Random codes [N, K] with scales in 0.01 … 0.1 that are values of `scale_dtype`; zero None: zero points for each
+    row and group, whole, or with zero_dtype "float16" such that zero * scale is a float16."""
     N, K = shape
     groups, top = -(-K // group_size), 2**bits - 1
     zeros = rng.integers(0, top, (N, groups), endpoint=True).astype(np.float32) if zero is None else zero
     scale = rng.uniform(0.01, 0.1, (N, groups)).astype(scale_dtype).astype(np.float32)
+    if zero_dtype == "float16":
+        zeros = ((zeros * scale).astype(np.float16) / scale).astype(np.float32)
     return QuantizedWeight(rng.integers(0, top, (N, K), np.uint8, endpoint=True), scale, zeros, bits, group_size)

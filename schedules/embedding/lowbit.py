@@ -11,7 +11,13 @@ import numpy as np
 from llmc.errors import KernelError
 from llmc.schedules.base import Arg, Arrays, Config, Space, Template, Work, Workload
 from llmc.schedules.formats import QuantizedWeight, random_weight
-from llmc.schedules.gemm.packing import LowBitLayout, common_zero, pack_weight, smallest_scale_dtype
+from llmc.schedules.gemm.packing import (
+    LowBitLayout,
+    common_zero,
+    pack_weight,
+    smallest_scale_dtype,
+    smallest_zero_dtype,
+)
 from llmc.targets.base import Target
 from llmc.targets.intrinsics import Simd
 from llmc.tvm_shim import IRBuilder, T
@@ -31,13 +37,14 @@ class LowBitEmbeddingWorkload(Workload):
     symmetric: bool = True
     zero: float = 0.0
     scale_dtype: str = "float32"
+    zero_dtype: str = "float32"
 
     @classmethod
     def of(cls, table: QuantizedWeight) -> LowBitEmbeddingWorkload:
         """The workload whose planes are those of a linear that multiplies with `table`."""
         zero = common_zero(table)
-        dtype = smallest_scale_dtype(table.scale)
-        return cls(table.N, table.K, table.bits, table.group_size, zero is not None, zero or 0.0, dtype)
+        dtypes = smallest_scale_dtype(table.scale), "float32" if zero is not None else smallest_zero_dtype(table)
+        return cls(table.N, table.K, table.bits, table.group_size, zero is not None, zero or 0.0, *dtypes)
 
     def layout(self, lanes: int) -> LowBitLayout:
         return LowBitLayout(self.V, self.E, self.bits, self.group_size, lanes)
@@ -73,10 +80,13 @@ class LowBitEmbedding(Template):
     def prepack(
         self, weights: Mapping[str, Any], workload: LowBitEmbeddingWorkload, config: Config, target: Target
     ) -> Arrays:
-        return pack_weight(workload.layout(target.lanes), weights["weight"], workload.scale_dtype, workload.symmetric)
+        w = workload
+        return pack_weight(w.layout(target.lanes), weights["weight"], w.scale_dtype, w.symmetric, w.zero_dtype)
 
     def layout(self, workload: LowBitEmbeddingWorkload, config: Config, target: Target) -> str:
-        return f"{workload.layout(target.lanes).label}.{workload.scale_dtype}.{workload.symmetric}"
+        return (
+            f"{workload.layout(target.lanes).label}.{workload.scale_dtype}.{workload.symmetric}.{workload.zero_dtype}"
+        )
 
     def build(self, workload: LowBitEmbeddingWorkload, target: Target, config: Config) -> Any:
         if not self.accepts(workload, target):
@@ -88,7 +98,7 @@ class LowBitEmbedding(Template):
             ids_handle = T.arg("ids", T.handle())
             q = T.arg("q", T.Buffer(layout.q_shape, "uint8"))
             scale_plane = T.arg("scale", T.Buffer(layout.plane_shape, w.scale_dtype))
-            zero_plane = None if w.symmetric else T.arg("zero", T.Buffer(layout.plane_shape, "float32"))
+            zero_plane = None if w.symmetric else T.arg("zero", T.Buffer(layout.plane_shape, w.zero_dtype))
             y_handle = T.arg("y", T.handle())
             M = T.int64()
             ids = T.match_buffer(ids_handle, (M,), "int64")
@@ -99,7 +109,8 @@ class LowBitEmbedding(Template):
                 block, lane = T.bind(T.floordiv(row, R)), T.bind(T.floormod(row, R))
                 with T.serial(0, layout.groups) as g:
                     scale = T.bind(T.Cast("float32", scale_plane[block, g, lane]))
-                    shift = T.bind(scale * T.float32(-w.zero) if zero_plane is None else zero_plane[block, g, lane])
+                    zero = scale * T.float32(-w.zero) if zero_plane is None else zero_plane[block, g, lane]
+                    shift = T.bind(T.Cast("float32", zero))
                     with T.serial(0, layout.lines) as i:
                         quad = T.bind(q[block, g, i, T.ramp(lane * 4, 1, 4)])
                         for p in range(layout.codes_per_byte):
@@ -124,7 +135,7 @@ class LowBitEmbedding(Template):
     def example_weights(self, workload: LowBitEmbeddingWorkload, rng: np.random.Generator) -> dict[str, Any]:
         w = workload
         zero = w.zero if w.symmetric else None
-        return {"weight": random_weight(rng, (w.V, w.E), w.bits, w.group_size, zero, w.scale_dtype)}
+        return {"weight": random_weight(rng, (w.V, w.E), w.bits, w.group_size, zero, w.scale_dtype, w.zero_dtype)}
 
     def example_inputs(
         self, workload: LowBitEmbeddingWorkload, dims: Mapping[str, int], rng: np.random.Generator

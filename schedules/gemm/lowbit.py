@@ -20,7 +20,13 @@ from llmc.schedules.formats import QuantizedWeight, random_weight
 from llmc.schedules.gemm.activations import quantize_reference
 from llmc.schedules.gemm.lowbit_a8 import Int8Kernel
 from llmc.schedules.gemm.lowbit_a32 import Float32Kernel
-from llmc.schedules.gemm.packing import LowBitLayout, common_zero, pack_weight, smallest_scale_dtype
+from llmc.schedules.gemm.packing import (
+    LowBitLayout,
+    common_zero,
+    pack_weight,
+    smallest_scale_dtype,
+    smallest_zero_dtype,
+)
 from llmc.targets.base import Target
 from llmc.targets.dot import ByteDot
 
@@ -46,6 +52,7 @@ class LowBitLinearWorkload(Workload):
     bias: bool = False
     activation: str = "none"
     residual: bool = False
+    zero_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.activation not in epilogue.ACTIVATIONS:
@@ -81,6 +88,7 @@ class LowBitLinearWorkload(Workload):
             bias,
             activation,
             residual,
+            "float32" if zero is not None else smallest_zero_dtype(weight),
         )
 
     @property
@@ -184,14 +192,16 @@ class LowBitLinear(Template):
         self, weights: Mapping[str, Any], workload: LowBitLinearWorkload, config: Config, target: Target
     ) -> Arrays:
         layout = workload.layout(target.lanes)
-        packed = pack_weight(layout, weights["weight"], workload.scale_dtype, workload.symmetric)
+        packed = pack_weight(layout, weights["weight"], workload.scale_dtype, workload.symmetric, workload.zero_dtype)
         if workload.bias:
             bias = layout.arrange_rows(np.asarray(weights["bias"], np.float32).reshape(-1))
             packed["bias"] = bias.reshape(layout.blocks, layout.lanes)
         return packed
 
     def layout(self, workload: LowBitLinearWorkload, config: Config, target: Target) -> str:
-        return f"{workload.layout(target.lanes).label}.{workload.scale_dtype}.{workload.symmetric}"
+        return (
+            f"{workload.layout(target.lanes).label}.{workload.scale_dtype}.{workload.symmetric}.{workload.zero_dtype}"
+        )
 
     def build(self, workload: LowBitLinearWorkload, target: Target, config: Config) -> Any:
         if not self.accepts(workload, target):
@@ -223,7 +233,8 @@ class LowBitLinear(Template):
     def work(self, workload: LowBitLinearWorkload, dims: Mapping[str, int]) -> Work:
         M, N, K = dims["M"], workload.N, workload.K
         groups = N * -(-K // workload.group_size)
-        planes = groups * (np.dtype(workload.scale_dtype).itemsize + (0 if workload.symmetric else 4))
+        zeros = 0 if workload.symmetric else np.dtype(workload.zero_dtype).itemsize
+        planes = groups * (np.dtype(workload.scale_dtype).itemsize + zeros)
         outputs = 4 * M * workload.columns * (2 if workload.residual else 1)
         moved = N * K * workload.bits / 8 + planes + 4 * M * K + outputs
         return Work(ops=2 * M * N * K, bytes=moved, unit="dot" if workload.activations == "a8" else "fma")
@@ -231,7 +242,7 @@ class LowBitLinear(Template):
     def example_weights(self, workload: LowBitLinearWorkload, rng: np.random.Generator) -> dict[str, Any]:
         w = workload
         zero = w.zero if w.symmetric else None
-        weight = random_weight(rng, (w.N, w.K), w.bits, w.group_size, zero, w.scale_dtype)
+        weight = random_weight(rng, (w.N, w.K), w.bits, w.group_size, zero, w.scale_dtype, w.zero_dtype)
         return {"weight": weight, "bias": rng.standard_normal(w.N, np.float32)}
 
 

@@ -96,7 +96,7 @@ class Float32Kernel(LowBitKernel):
     def _shift(self, block: Any, g: Any) -> Any:
         """-zero * scale."""
         if self.zero is not None:
-            return T.bind(self.zero[block, g, self.simd.span(0)])
+            return self.shifts(block, g)
         return T.bind(self.scales(block, g) * self.simd.f32(-self.workload.zero))
 
     def _code(self, packed: Any, j: int) -> Any:

@@ -84,7 +84,7 @@ class Int8Kernel(LowBitKernel):
 
         for v, block in enumerate(blocks):
             scale = self.scales(block, g)
-            zero = None if self.zero is None else T.bind(self.zero[block, g, simd.span(0)])
+            zero = None if self.zero is None else self.shifts(block, g)
             for m, row in enumerate(acc):
                 total = T.Cast(f"float32x{simd.lanes}", sums[m][v].v)
                 row[v].v = simd.fma(total, scale * simd.splat(x.scale[first + m, g]), row[v].v)

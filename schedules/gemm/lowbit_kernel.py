@@ -64,7 +64,7 @@ class LowBitKernel(ABC):
                 inputs = {arg.name: T.arg(arg.name, T.handle()) for arg in w.inputs()}
                 self.q = T.arg("q", T.Buffer(layout.q_shape, "uint8"))
                 self.scale = T.arg("scale", T.Buffer(layout.plane_shape, w.scale_dtype))
-                self.zero = None if w.symmetric else T.arg("zero", T.Buffer(layout.plane_shape, "float32"))
+                self.zero = None if w.symmetric else T.arg("zero", T.Buffer(layout.plane_shape, w.zero_dtype))
                 self.bias = T.arg("bias", T.Buffer((layout.blocks, layout.lanes), "float32")) if w.bias else None
                 y = T.arg("y", T.handle())
                 M = T.int64()
@@ -130,6 +130,10 @@ class LowBitKernel(ABC):
 
     def scales(self, block: Any, g: Any) -> Any:
         return T.bind(T.Cast(f"float32x{self.simd.lanes}", self.scale[block, g, self.simd.span(0)]))
+
+    def shifts(self, block: Any, g: Any) -> Any:
+        """-zero * scale, where zero points differ between groups."""
+        return T.bind(T.Cast(f"float32x{self.simd.lanes}", self.zero[block, g, self.simd.span(0)]))
 
     def line(self, block: Any, g: Any, line: Any) -> Any:
         return T.bind(self.q[block, g, line, self.simd.span(0, 4 * self.simd.lanes)])

@@ -6,7 +6,7 @@ R = lanes output rows lie side by side, a group of k at a time:
     q      [blocks, groups, lines, 4R] uint8: byte 4r + j of a line holds, for row r of the block, the codes of
            k = 4i + j, i = line * codes_per_byte + p in the p-th lowest `bits` of the byte
     scale  [blocks, groups, R] float32 or float16
-    zero   [blocks, groups, R] float32, -zero * scale: only where zero points differ between groups
+    zero   [blocks, groups, R] float32 or float16, -zero * scale: only where zero points differ between groups
 
 A line is one register, a row block one stream of consecutive bytes. K is padded to whole groups with codes 0. Rows
 are padded to a multiple of 32, so that every plane's size is a multiple of 64 bytes and 32/R blocks are always there.
@@ -22,6 +22,7 @@ from llmc.errors import KernelError
 from llmc.schedules.formats import QuantizedWeight
 
 _ROWS = 32  # padding of N
+_ROUNDING = 2.0**-22  # relative error of a float32 product of two rounded float32 values
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,13 @@ def unpack_codes(layout: LowBitLayout, q: np.ndarray) -> np.ndarray:
     return layout.restore_rows(rows)[:, : layout.K]
 
 
-def pack_plane(layout: LowBitLayout, values: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    """values [N, groups] -> [blocks, groups, lanes] of `dtype`. Raises KernelError where `dtype` cannot hold one."""
+def pack_plane(layout: LowBitLayout, values: np.ndarray, dtype: str = "float32", tolerance: float = 0.0) -> np.ndarray:
+    """values [N, groups] -> [blocks, groups, lanes] of `dtype`.
+
+    Raises KernelError where `dtype` does not hold all of them within `tolerance`, relative.
+    """
     cast = values.astype(dtype)
-    if dtype != "float32" and not np.array_equal(cast.astype(np.float32), values):
+    if dtype != "float32" and not _holds(cast, values, tolerance):
         raise KernelError(f"scales are not exactly representable as {dtype}", hint="keep them as float32")
     rows = layout.arrange_rows(cast.reshape(layout.N, layout.groups))
     return np.ascontiguousarray(rows.reshape(layout.blocks, layout.lanes, layout.groups).transpose(0, 2, 1))
@@ -153,13 +157,18 @@ def unpack_plane(layout: LowBitLayout, plane: np.ndarray) -> np.ndarray:
 
 
 def pack_weight(
-    layout: LowBitLayout, weight: QuantizedWeight, scale_dtype: str, symmetric: bool
+    layout: LowBitLayout, weight: QuantizedWeight, scale_dtype: str, symmetric: bool, zero_dtype: str = "float32"
 ) -> dict[str, np.ndarray]:
     """The planes q, scale and, if not symmetric, zero, in the order of the kernels' parameters."""
     planes = {"q": pack_codes(layout, weight.q), "scale": pack_plane(layout, weight.scale, scale_dtype)}
     if not symmetric:
-        planes["zero"] = pack_plane(layout, (-np.asarray(weight.zero) * weight.scale).astype(np.float32))
+        planes["zero"] = pack_plane(layout, _shifts(weight), zero_dtype, _ROUNDING)
     return planes
+
+
+def _shifts(weight: QuantizedWeight) -> np.ndarray:
+    """-zero * scale, [N, groups] float32."""
+    return (-np.asarray(weight.zero) * weight.scale).astype(np.float32)
 
 
 def common_zero(weight: QuantizedWeight) -> float | None:
@@ -171,6 +180,22 @@ def common_zero(weight: QuantizedWeight) -> float | None:
 
 def smallest_scale_dtype(scale: np.ndarray) -> str:
     """float16 where it holds every scale exactly, else float32."""
+    return "float16" if _holds(_half(scale), scale) else "float32"
+
+
+def smallest_zero_dtype(weight: QuantizedWeight) -> str:
+    """float16 where it holds every -zero * scale to within that product's own rounding in float32.
+
+    Zero points recovered from a minimum, as in GGML's Q4_1, are such: the product gives the float16 minimum back.
+    """
+    shifts = _shifts(weight)
+    return "float16" if _holds(_half(shifts), shifts, _ROUNDING) else "float32"
+
+
+def _half(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        half = scale.astype(np.float16)
-    return "float16" if np.array_equal(half.astype(np.float32), scale) else "float32"
+        return values.astype(np.float16)
+
+
+def _holds(cast: np.ndarray, values: np.ndarray, tolerance: float = 0.0) -> bool:
+    return bool(np.all(np.abs(cast.astype(np.float32) - values) <= tolerance * np.abs(values)))

@@ -14,6 +14,7 @@ from tests.schedules.kernels import X86, compile_kernels
 from tests.schedules.weights import random_weight
 
 TABLES = [  # V, E, bits, group size, zero points, scales
+    (21, 70, 4, 32, "minimum", "float16"),
     (49, 576, 8, 32, 128.0, "float32"),
     (100, 64, 4, 64, 8.0, "float16"),
     (33, 37, 4, 16, "fractional", "float32"),

@@ -54,6 +54,8 @@ def formats(target: Target) -> list[Case]:
         case(31, 103, 8, 103, "whole"),
         case(131, 96, 8, 48, 0.0, None, scale_dtype="float16"),
         case(35, 64, 4, 32, 8.0, scale_dtype="float16"),
+        case(R + 5, 161, 4, 32, "minimum", scale_dtype="float16", zero_dtype="float16"),
+        case(50, 96, 8, 32, "minimum", None, zero_dtype="float16"),
     ]
 
 
@@ -63,6 +65,7 @@ def float32_formats(target: Target) -> list[Case]:
         case(45, 97, 4, 32, "fractional", activations="a32"),
         case(33, 63, 8, 64, 128.0, activations="a32", scale_dtype="float16"),
         case(70, 131, 8, 32, "fractional", None, activations="a32", activation="silu_mul", bias=True),
+        case(39, 95, 4, 32, "minimum", activations="a32", zero_dtype="float16"),
     ]
 
 

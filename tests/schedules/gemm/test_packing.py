@@ -17,6 +17,7 @@ from llmc.schedules.gemm.packing import (
     pack_plane,
     pack_weight,
     smallest_scale_dtype,
+    smallest_zero_dtype,
     unpack_codes,
     unpack_plane,
 )
@@ -88,6 +89,17 @@ def test_half_scales_only_where_exact() -> None:
     assert pack_plane(layout, exact, "float16").dtype == np.float16
     with pytest.raises(KernelError, match="not exactly representable"):
         pack_plane(layout, exact + np.float32(1e-5), "float16")
+
+
+def test_half_zeros_only_within_the_rounding_of_their_product() -> None:
+    rng = np.random.default_rng(1)
+    minimum, whole = (random_weight(rng, 40, 64, 4, 32, zero) for zero in ("minimum", "fractional"))
+    assert (smallest_zero_dtype(minimum), smallest_zero_dtype(whole)) == ("float16", "float32")
+    layout = LowBitLayout(40, 64, 4, 32, 16)
+    plane = unpack_plane(layout, pack_weight(layout, minimum, "float32", False, "float16")["zero"])
+    np.testing.assert_allclose(plane.astype(np.float32), -minimum.zero * minimum.scale, rtol=2.0**-22)
+    with pytest.raises(KernelError, match="not exactly representable"):
+        pack_weight(layout, whole, "float32", False, "float16")
 
 
 def test_refuses_what_it_cannot_hold() -> None:
