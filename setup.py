@@ -30,7 +30,7 @@ for name, folder in ROOMS.items():
 TVM, TVM_FFI = "apache-tvm==0.27.0.post1", "apache-tvm-ffi==0.1.14.post1"
 
 RUN = ["numpy>=1.26", TVM_FFI, "tokenizers>=0.20", "jinja2>=3.1", "typer>=0.15", "rich>=13.9"]
-COMPILE = [TVM, "onnx>=1.18", "ml-dtypes>=0.5"]
+COMPILE = [TVM, "onnx>=1.18", "ml-dtypes>=0.5", "xgboost-cpu>=3.0"]
 EXAMPLES = ["gguf>=0.17"]
 TEST = [
     *COMPILE,

@@ -1,4 +1,4 @@
-"""From what a user types to what the compiler works with: targets, dimensions, efforts. Never imports TVM.
+"""From what a user types to what the compiler works with: targets, dimensions, durations. Never imports TVM.
 
 Formats of weights are resolved by `llmc.quantize.formats`.
 """
@@ -6,6 +6,7 @@ Formats of weights are resolved by `llmc.quantize.formats`.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,15 @@ def parse_counts(text: str, option: str) -> tuple[int, ...]:
     if not all(p.isdecimal() and int(p) for p in parts):
         raise OptionError(f"'{text}' is not a list of positive numbers", where=option, hint="write it as 128,512")
     return tuple(int(p) for p in parts)
+
+
+def parse_duration(text: str, option: str) -> float:
+    """`90s`, `10m` or `1h` in seconds, more than 0. Raises OptionError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise OptionError(f"'{text}' is not a duration", where=option, hint="write it as 90s, 10m or 1h")
+    return seconds
 
 
 def _known(name: str, names: Iterable[str], what: str) -> None:

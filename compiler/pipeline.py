@@ -16,16 +16,19 @@ from typing import TypeVar
 
 from llmc.artifact import Artifact, describe
 from llmc.build import build
-from llmc.fuse import decoder_of, fuse
+from llmc.fuse import Decoder, decoder_of, fuse
 from llmc.graph import Graph
 from llmc.importer import import_model
 from llmc.lower import lower
 from llmc.options import resolve_target
 from llmc.quantize import quantize as quantize_weights
-from llmc.quantize.formats import resolve_format
+from llmc.quantize.formats import Format, resolve_format
 from llmc.schedules.base import Kernel
-from llmc.select import select
+from llmc.select import Plan, select
+from llmc.targets.base import Target
 from llmc.tune import Choice, choose_configs
+from llmc.tune.stage import KernelReport, report, resolve_tuning, tune_kernels
+from llmc.tune.tuner import TaskResult, TuneEvent
 
 Dims = Mapping[str, int | tuple[int, int]]
 
@@ -39,6 +42,14 @@ class StageEvent:
     detail: str
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning a model brought: the search of every task that has a choice, and what every kernel ends with."""
+
+    results: list[TaskResult]
+    kernels: list[KernelReport]
+
+
 def compile(
     model: str | Path,
     target: str = "native",
@@ -46,27 +57,79 @@ def compile(
     dims: Dims | None = None,
     dump_ir: str | Path | None = None,
     progress: Callable[[StageEvent], None] | None = None,
+    *,
+    tune: str = "none",
+    tune_seconds: float | None = None,
+    trials: int | None = None,
+    seed: int = 0,
+    database: str | Path | None = None,
+    tune_progress: Callable[[TuneEvent], None] | None = None,
 ) -> Artifact:
-    """Compile an ONNX model. Nothing is written until the artifact's `save`.
+    """Compile an ONNX model. Nothing is written until the artifact's `save`, but measurements into the database.
 
     `target` is a name of `llmc targets`; `quantize` a name of the table of formats; `dims` fixes (int) or bounds
-    ((least, most)) symbolic dimensions by name. Raises LlmcError's subclasses.
+    ((least, most)) symbolic dimensions by name. `tune` is none, quick or full; `tune_seconds` and `trials` (candidates
+    a kernel, on average) replace the effort's own limits. With "none" kernels still get the best configuration that
+    `database` (None: the user's own) or llmc's logs know. Ctrl-C while kernels are tuned ends the tuning alone.
+    Raises LlmcError's subclasses.
     """
     stage = _Stages(progress, Path(dump_ir) if dump_ir else None)
     machine, format = resolve_target(target), resolve_format(quantize)
+    known = Path(database) if database else None
+    tuning = resolve_tuning(tune, machine, tune_seconds, trials, seed, known)
 
-    graph = stage("import", lambda: import_model(Path(model), dims), _nodes)
-    graph = stage("quantize", lambda: quantize_weights(graph, format), _nodes)
-    graph = stage("fuse", lambda: fuse(graph), _nodes)
-    decoder = stage("kv-cache", lambda: decoder_of(graph), lambda d: f"{len(d.caches)} layers" if d else "no decoder")
-    functions = {"main": graph, **(decoder.functions if decoder else {})}
-    plan = stage("select", lambda: select(functions, machine), lambda p: f"{len(p.calls())} kernels")
-    choices = stage("tune", lambda: choose_configs(plan.calls(), machine), _provenance)
+    plan, decoder = _plan(stage, Path(model), machine, format, dims)
+    calls = plan.calls()
+
+    def choose() -> dict[Kernel, Choice]:
+        if tuning:
+            tune_kernels(calls, machine, tuning, tune_progress)
+        return choose_configs(calls, machine, known)
+
+    choices = stage("tune", choose, _provenance)
     configs = {kernel: choice.config for kernel, choice in choices.items()}
     lowered = stage("lower", lambda: lower(plan, configs, machine), lambda module: f"{len(module.params)} weights")
     folder = tempfile.TemporaryDirectory(prefix="llmc-")
     workspaces = stage("build", lambda: build(lowered.module, machine, Path(folder.name) / "lib.so"))
     return describe(Path(model), machine, format, plan, choices, lowered, decoder, workspaces, folder)
+
+
+def tune_model(
+    model: str | Path,
+    target: str = "native",
+    quantize: str = "none",
+    dims: Dims | None = None,
+    progress: Callable[[StageEvent], None] | None = None,
+    *,
+    tune: str = "quick",
+    tune_seconds: float | None = None,
+    trials: int | None = None,
+    seed: int = 0,
+    database: str | Path | None = None,
+    tune_progress: Callable[[TuneEvent], None] | None = None,
+) -> Tuned:
+    """Tune a model's kernels as `compile` does, and build nothing: what is found waits in the database."""
+    stage = _Stages(progress, None)
+    machine, format = resolve_target(target), resolve_format(quantize)
+    known = Path(database) if database else None
+    tuning = resolve_tuning(tune, machine, tune_seconds, trials, seed, known)
+    plan, _ = _plan(stage, Path(model), machine, format, dims)
+    calls = plan.calls()
+    search = lambda: tune_kernels(calls, machine, tuning, tune_progress) if tuning else []  # noqa: E731
+    results = stage("tune", search, lambda found: f"{sum(len(r.trials) for r in found)} trials")
+    return Tuned(results, report(calls, choose_configs(calls, machine, known), results))
+
+
+def _plan(
+    stage: _Stages, model: Path, target: Target, format: Format | None, dims: Dims | None
+) -> tuple[Plan, Decoder | None]:
+    """The stages from the file to its kernels."""
+    graph = stage("import", lambda: import_model(model, dims), _nodes)
+    graph = stage("quantize", lambda: quantize_weights(graph, format), _nodes)
+    graph = stage("fuse", lambda: fuse(graph), _nodes)
+    decoder = stage("kv-cache", lambda: decoder_of(graph), lambda d: f"{len(d.caches)} layers" if d else "no decoder")
+    functions = {"main": graph, **(decoder.functions if decoder else {})}
+    return stage("select", lambda: select(functions, target), lambda p: f"{len(p.calls())} kernels"), decoder
 
 
 Value = TypeVar("Value")

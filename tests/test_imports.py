@@ -58,7 +58,7 @@ MAY_SEE = {
     "checker": MEASURING,
     "ceilings": KERNELS,
     "profile": KERNELS | SERVING | {"bench", "ceilings", "options"},
-    "cli": MEASURING | {"bench", "checker", "profile", "pipeline", "quantize", "targets"},
+    "cli": MEASURING | {"bench", "checker", "profile", "pipeline", "quantize", "targets", "tune"},
     "__main__": {"cli"},
     "": {"errors", "pipeline", "runtime", "checker"},
 }

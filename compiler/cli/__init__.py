@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from llmc.cli import bench, check, compile, generate, inspect, run, targets
+from llmc.cli import bench, check, compile, generate, inspect, logs, run, targets, tune
 from llmc.errors import LlmcError
 
 # Help without rich: it costs 60 ms at every start, and the text must also read well in a pipe.
@@ -23,15 +23,16 @@ app = typer.Typer(
     "\n"
     "\b\n"
     "Exit codes: 0 done, 2 wrong option, 3 bad model, 4 unsupported operators,\n"
-    "  5 shapes, 6 bad artifact, 7 wrong inputs, 8 kernel, 9 check failed, 1 anything else.",
+    "  5 shapes, 6 bad artifact, 7 wrong inputs, 8 kernel, 9 check failed, 130 interrupted, 1 anything else.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (compile, run, generate, bench, check, inspect, targets):
+for verb in (compile, tune, run, generate, bench, check, inspect, targets):
     app.command(verb.__name__.rpartition(".")[2])(verb.command)
+app.add_typer(logs.app, name="logs")
 
 
 def _show_version(wanted: bool) -> None:

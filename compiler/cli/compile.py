@@ -6,17 +6,18 @@ import contextlib
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmc.cli.common import JsonFlag, human_bytes, human_seconds, print_json, print_pairs, stderr
+from llmc.cli.tuning import BudgetOption, DatabaseOption, SeedOption, TrialsOption, TuneView
 from llmc.errors import ModelError, OptionError
 
 if TYPE_CHECKING:
     from llmc.pipeline import StageEvent
+    from llmc.tune.tuner import TuneEvent
 
 
 def command(
@@ -30,12 +31,19 @@ def command(
     dim: Annotated[
         list[str] | None, typer.Option(help="Fix or bound a symbolic dimension: batch=1, seq=1..4096; may be repeated.")
     ] = None,
+    tune: Annotated[str, typer.Option(help="Search for better kernels first: none, quick or full.")] = "none",
+    time_budget: BudgetOption = None,
+    trials: TrialsOption = None,
+    seed: SeedOption = 0,
+    db: DatabaseOption = None,
     dump_ir: Annotated[Path | None, typer.Option(help="Write one readable file a stage into this folder.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Compile an ONNX model into one file.
 
-    The file runs without the compiler; `llmc inspect` shows what is in it.
+    The file runs without the compiler; `llmc inspect` shows what is in it. Kernels get the best configurations that the
+    tuning database and llmc's own logs know; --tune measures more of them first. Ctrl-C meanwhile ends the tuning, and
+    the compilation goes on with what was found.
 
     \b
     Example:
@@ -48,6 +56,7 @@ def command(
         raise ModelError("no such file", where=str(model), hint="give the path of the .onnx file itself")
     chosen = options.resolve_target(target)
     dims = options.parse_dims(dim or ())
+    budget = options.parse_duration(time_budget, "--time-budget") if time_budget else None
     _demand_writable(output)
 
     from llmc import pipeline
@@ -66,14 +75,33 @@ def command(
 
     stages: dict[str, float] = {}
     started = time.perf_counter()
-    with console.status("compiling") as status:
+    with TuneView() as view, console.status("compiling") as status:
+
+        def tuning(event: TuneEvent) -> None:
+            status.stop()  # its thread would disturb what is being timed
+            view(event)
+
+        def compiling(event: StageEvent) -> None:
+            view.stop()
+            status.start()
+            stages[event.name] = event.seconds
+            line = f"  {event.name:<12} {human_seconds(event.seconds):>8}  {event.detail}"
+            console.print(line, markup=False)
+            status.update(f"compiling, after {event.name}")
+
         artifact = pipeline.compile(
             model,
             target=target,
             quantize=quantize,
             dims=dims or None,
             dump_ir=dump_ir,
-            progress=_reporter(stages, console.print, status.update),
+            progress=compiling,
+            tune=tune,
+            tune_seconds=budget,
+            trials=trials,
+            seed=seed,
+            database=db,
+            tune_progress=tuning,
         )
         artifact.save(output)
     seconds, size = time.perf_counter() - started, output.stat().st_size
@@ -81,19 +109,6 @@ def command(
         print_json({"output": str(output), "bytes": size, "seconds": seconds, "stages": stages, "target": chosen.name})
     else:
         console.print(f"wrote {output}, {human_bytes(size)}, in {human_seconds(seconds)}", markup=False)
-
-
-def _reporter(
-    stages: dict[str, float], line: Callable[..., None], status: Callable[[str], None]
-) -> Callable[[StageEvent], None]:
-    """Notes and prints every stage as it ends."""
-
-    def report(event: StageEvent) -> None:
-        stages[event.name] = event.seconds
-        line(f"  {event.name:<12} {human_seconds(event.seconds):>8}  {event.detail}", markup=False)
-        status(f"compiling, after {event.name}")
-
-    return report
 
 
 def _demand_writable(output: Path) -> None:

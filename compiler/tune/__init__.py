@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,10 +24,14 @@ Provenance = Literal["default", "shipped", "tuned"]
 
 @dataclass(frozen=True)
 class Choice:
-    """A kernel's configuration, and where it comes from: the template, llmc's own logs, or this user's tuning."""
+    """A kernel's configuration, and where it comes from: the template, llmc's own logs, or this user's tuning.
+
+    `ratio`: its time relative to the default's, as measured where it comes from.
+    """
 
     config: Config
     provenance: Provenance
+    ratio: float = 1.0
 
 
 def choose_configs(kernels: Iterable[Kernel], target: Target, database: Path | None = None) -> dict[Kernel, Choice]:
@@ -38,10 +43,10 @@ def choose_configs(kernels: Iterable[Kernel], target: Target, database: Path | N
     kernels = list(kernels)
     path = database or default_path()
     stored = Database(path) if path.exists() else None
-    packed = _shared_panels(kernels)
+    can_build = buildable(kernels, target)
     choices = {}
     for kernel in kernels:
-        allowed = _allowed(kernel, target, packed)
+        allowed = partial(can_build, kernel)
         mine = stored.of_workload(kernel.template.name, kernel.workload.key()) if stored else []
         choices[kernel] = (
             _tuned(kernel, mine, target, allowed)
@@ -51,6 +56,26 @@ def choose_configs(kernels: Iterable[Kernel], target: Target, database: Path | N
     if stored:
         stored.close()
     return choices
+
+
+def buildable(kernels: Iterable[Kernel], target: Target) -> Callable[[Kernel, Config], bool]:
+    """Which configurations a model of these kernels can be built with.
+
+    A weight that an embedding reads where an output layer packed it stays packed as the default does.
+    """
+    tables = [k.workload for k in kernels if isinstance(k.workload, EmbeddingDenseWorkload)]
+    shared = {(w.V, w.E) for w in tables if w.panel}
+
+    def can_build(kernel: Kernel, config: Config) -> bool:
+        template, workload = kernel.template, kernel.workload
+        if config not in template.space(workload, target):
+            return False
+        if not (isinstance(workload, DenseLinearWorkload) and (workload.N, workload.K) in shared):
+            return True
+        default = template.default(workload, target)
+        return template.layout(workload, config, target) == template.layout(workload, default, target)
+
+    return can_build
 
 
 def _tuned(kernel: Kernel, records: list[Record], target: Target, allowed: Callable[[Config], bool]) -> Choice | None:
@@ -80,21 +105,5 @@ def _best(records: list[Record], allowed: Callable[[Config], bool], provenance: 
 
     for key in sorted(groups, key=likeness, reverse=True):
         if best := best_of(groups[key], parse_points(key.points), allowed):
-            return Choice(best.config, provenance)
+            return Choice(best.config, provenance, best.cost)
     return None
-
-
-def _shared_panels(kernels: Iterable[Kernel]) -> set[tuple[int, int]]:
-    """[N, K] of weights that an embedding reads where an output layer packed them."""
-    tables = [k.workload for k in kernels if isinstance(k.workload, EmbeddingDenseWorkload)]
-    return {(w.V, w.E) for w in tables if w.panel}
-
-
-def _allowed(kernel: Kernel, target: Target, packed: set[tuple[int, int]]) -> Callable[[Config], bool]:
-    """Configurations that can be built; for a shared weight only those that pack it as the default does."""
-    template, workload = kernel.template, kernel.workload
-    space = template.space(workload, target)
-    if not (isinstance(workload, DenseLinearWorkload) and (workload.N, workload.K) in packed):
-        return lambda config: config in space
-    layout = template.layout(workload, template.default(workload, target), target)
-    return lambda config: config in space and template.layout(workload, config, target) == layout

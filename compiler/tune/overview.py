@@ -1,0 +1,29 @@
+"""What a database holds, task by task."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llmc.tune.record import Best, Key, Record, best_of, parse_points
+
+
+@dataclass(frozen=True)
+class KeySummary:
+    """The records under one key: how many of each status, and the best verified configuration, if one helps."""
+
+    key: Key
+    statuses: dict[str, int]
+    best: Best | None
+
+
+def overview(records: Iterable[Record]) -> list[KeySummary]:
+    """A summary of every key, in the order of keys."""
+    by_key: defaultdict[Key, list[Record]] = defaultdict(list)
+    for record in records:
+        by_key[record.key].append(record)
+    return [
+        KeySummary(key, dict(Counter(r.measurement.status for r in group)), best_of(group, parse_points(key.points)))
+        for key, group in sorted(by_key.items())
+    ]
