@@ -41,7 +41,7 @@ def with_sizes(func: PrimFunc, shapes: Sequence[Sequence[int | str]], sizes: Map
         dim: tirx.IntImm("int64", sizes[symbol])
         for param, shape in zip(func.params, shapes, strict=False)
         for dim, symbol in zip(param.shape, shape, strict=True)
-        if symbol in sizes
+        if isinstance(symbol, str) and symbol in sizes
     }
     return tvm_ffi.structural_map(func, (tvm.ir.Var, lambda var: fixed.get(var, var)), order="post")
 

@@ -34,7 +34,8 @@ Phase = Literal["idle", "preparing", "building", "waiting", "running"]
 
 
 class Measurer:
-    """A pool of workers. Use it as a context manager: on leaving it no process is left behind.
+    """A pool of workers. Use it as a context manager, from one thread: on leaving it no process is left behind, and
+    if that thread dies the workers die with it.
 
     `timeout_s` is what building a candidate, and running it, may each take; time in which a worker stands still for
     another does not count. `memory_bytes` is what a worker may allocate. `seed` decides all random data.
@@ -47,7 +48,7 @@ class Measurer:
         *,
         workers: int = 2,
         timeout_s: float = 20.0,
-        memory_bytes: int = 4 << 30,
+        memory_bytes: int = 8 << 30,
         seed: int = 0,
     ) -> None:
         if missing := machine().missing(target):
@@ -83,16 +84,15 @@ class Measurer:
         try:
             more = True
             while True:
-                while more and (slot := self._free()) is not None:
-                    config = next(source, None)
-                    more = config is not None
-                    if config is not None:
-                        self._give(slot, Job(task, config, careful, self.seed))
-                running = [w for w in self._workers if w and w.phase == "running"]
-                while results and not running:
-                    yield results.popleft()
-                if not running:
-                    if not any(w and w.phase != "idle" for w in self._workers):
+                if not self._running():
+                    while more and (slot := self._free()) is not None:
+                        config = next(source, None)
+                        more = config is not None
+                        if config is not None:
+                            self._give(slot, Job(task, config, careful, self.seed))
+                    while results:
+                        yield results.popleft()
+                    if all(w is None or w.phase == "idle" for w in self._workers):
                         return
                     self._grant()
                 results += self._collect()
@@ -102,15 +102,20 @@ class Measurer:
                     worker.kill()
                     self._workers[slot] = None
 
+    def _running(self) -> bool:
+        """Is a candidate being timed? Then everything else waits."""
+        return any(w and w.phase == "running" for w in self._workers)
+
     def _free(self) -> int | None:
         return next((i for i, w in enumerate(self._workers) if w is None or w.phase == "idle"), None)
 
     def _give(self, slot: int, job: Job) -> None:
-        worker = self._workers[slot] or _Worker(self.memory_bytes)
-        self._workers[slot] = worker
+        worker = self._workers[slot]
+        if worker is None or worker.process.poll() is not None:  # none yet, or somebody ended it
+            worker = self._workers[slot] = _Worker(self.memory_bytes)
         worker.job = job
         worker.enter("preparing", _PREPARE_S)
-        with suppress(OSError):  # it died while idle: the next look at it says so
+        with suppress(OSError):  # it died just now: the next look at it says so
             worker.connection.send(job)
 
     def _grant(self) -> None:
@@ -137,9 +142,10 @@ class Measurer:
             elif worker.left() <= 0:
                 ended = self._lost(worker, "timeout", f"{worker.phase} took longer than {worker.limit:g} s")
             if ended is not None:
-                for other in filter(None, self._workers):
-                    other.resume()
                 yield ended
+        if not self._running():
+            for worker in filter(None, self._workers):
+                worker.resume()
 
     def _hear(self, worker: _Worker) -> Measurement | None:
         """Take a worker's message; a measurement, if that is what it was or if the worker is dead."""

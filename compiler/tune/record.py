@@ -96,13 +96,8 @@ class Record:
         try:
             data = json.loads(line)
             template, _, version = data["k"].rpartition(".")
-            key = Key(
-                template,
-                int(version),
-                *(_typed(data[name], str) for name in ("w", "p", "t", "cpu")),
-                _typed(data["cores"], int),
-                _typed(data["tvm"], str),
-            )
+            workload, points, target, cpu, tvm = (_typed(data[name], str) for name in ("w", "p", "t", "cpu", "tvm"))
+            key = Key(template, int(version), workload, points, target, cpu, _typed(data["cores"], int), tvm)
             timings = {
                 point: Timing(float(ours) / 1e6, float(theirs) / 1e6, float(spread))
                 for point, (ours, theirs, spread) in data.get("us", {}).items()

@@ -25,7 +25,8 @@ _COLD = 2  # copies of a weight fill the last-level cache so many times over
 _BUDGET, _CAREFUL_BUDGET = 0.12, 0.5  # seconds at one point
 _NARROW, _CAREFUL_NARROW = 0.01, 0.004  # half-width of the ratio's interval that is tight enough
 _HOPELESS = 1.2  # a candidate that is surely slower than this times the default need not be known better
-_WARM, _ROUNDS = 2, 7  # calls before any is timed, and how many are timed at least
+_WARM = 2  # calls before any is timed
+_ROUNDS, _FEW = 7, 3  # calls that are timed at least; of slow kernels
 _QUARTILE = 0.25
 _DISTURBED = 2.5  # a default that takes so much longer than it once did says that threads wait for a core,
 _USEFUL = 0.05  # and so does a wider interval:
@@ -78,11 +79,12 @@ class Subject:
         self.packs: dict[str, tuple[Sequence[tuple[Any, ...]], Iterator[tuple[Any, ...]]]] = {}
         self.usual: dict[str, float] = {}  # seconds of the default by case, in the calmest measurement so far
         self.default = self._build_default()
-        self.timed = _cases(task.kernel, self.weights, [p.sizes() for p in task.points], rng)
-        self.checked = list(self.timed)
-        corners = () if self.fixed else template.corners(workload)
-        for _ in range(_SEEDS if careful else 1):
-            self.checked += _cases(task.kernel, self.weights, corners, rng)
+        points = [p.sizes() for p in task.points]
+        sizes = points if self.fixed else [*points, *template.corners(workload)]
+        self.checked = [
+            case for _ in range(_SEEDS if careful else 1) for case in _cases(task.kernel, self.weights, sizes, rng)
+        ]
+        self.timed = self.checked[: len(points)]
         self.check(self.default)
 
     def _build_default(self) -> Candidate:
@@ -162,7 +164,7 @@ class Subject:
         gc.disable()
         start = time.perf_counter()
         while True:
-            for _ in range(max(_ROUNDS, len(ours) // 2)):
+            for _ in range(max(_FEW, len(ours) // 2)):
                 if len(ours) % 2:
                     ours.append(timed(candidate))
                     theirs.append(timed(self.default))
@@ -173,7 +175,8 @@ class Subject:
             ratio, spread = seconds / default, math.hypot(width, default_width)
             usual = self.usual[str(case)] = min(default, self.usual.get(str(case), default))
             calm, spent = default < _DISTURBED * usual, time.perf_counter() - start
-            enough = spread < narrow or ratio * (1 - spread) > _HOPELESS or (spent > budget and spread < _USEFUL)
+            known = len(ours) >= _ROUNDS and (spread < narrow or ratio * (1 - spread) > _HOPELESS)
+            enough = known or (spent > budget and spread < _USEFUL)
             if calm and enough:
                 break
             if spent > _PATIENCE * budget:

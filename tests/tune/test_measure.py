@@ -53,7 +53,7 @@ TASKS = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def measurer() -> Iterator[Measurer]:
     with Measurer(native(), timeout_s=2, memory_bytes=1 << 30) as measurer:
         yield measurer
