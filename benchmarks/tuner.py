@@ -31,6 +31,7 @@ from random import Random
 
 import numpy as np
 
+from llmc.errors import KernelError
 from llmc.schedules.attention.attention import ATTENTION
 from llmc.schedules.attention.workloads import AttentionWorkload
 from llmc.schedules.base import Kernel, Space
@@ -107,11 +108,15 @@ def record(path: Path, target: Target, seconds: float) -> None:
         while any(left.values()):
             for task, configs in left.items():
                 batch, left[task] = configs[: 2 * BATCH], configs[2 * BATCH :]
-                for m in measurer.measure(task, batch):
-                    timings = {p: (t.seconds, t.default_seconds, t.spread) for p, t in m.timings.items()}
-                    entry = {"task": task.key, "target": target.name, "config": dict(m.config), "status": m.status}
-                    file.write(json.dumps(entry | {"timings": timings}) + "\n")
-                    file.flush()
+                try:
+                    for m in measurer.measure(task, batch):
+                        timings = {p: (t.seconds, t.default_seconds, t.spread) for p, t in m.timings.items()}
+                        entry = {"task": task.key, "target": target.name, "config": dict(m.config), "status": m.status}
+                        file.write(json.dumps(entry | {"timings": timings}) + "\n")
+                        file.flush()
+                except KernelError as error:
+                    print(error, file=sys.stderr)
+                    left[task] = []
                 if time.monotonic() > end:
                     return
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from llmc.errors import KernelError
 from llmc.schedules.base import Config, Space
 from llmc.tune.budget import Standing, next_task
 from llmc.tune.cost_model import CostModel, Samples
@@ -65,12 +66,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a task ends with. `config` is the default unless `verified`, the second measurement of a faster one."""
+    """What a task ends with. `config` is the default unless `verified`, the second measurement of a faster one.
+
+    `error` says why the task could not be tuned at all: its default did not build, or gave wrong results.
+    """
 
     task: Task
     config: Config
     verified: Measurement | None
     trials: tuple[Trial, ...]
+    error: str = ""
 
     @property
     def ratio(self) -> float:
@@ -170,6 +175,8 @@ class _Run:
                 self._tell("search", lane, measured)
                 if self._left(1) <= 0:
                     break
+        except KernelError as error:
+            lane.error = str(error)
         finally:
             lane.learn(measured, time.monotonic() - begin)
 
@@ -178,7 +185,7 @@ class _Run:
         for i in sorted(range(len(self.lanes)), key=lambda i: -self.lanes[i].promise):
             lane = self.lanes[i]
             candidates = [m for m in lane.search.ranked if not _slower(lane.task, m)]
-            for candidate in candidates[:_VERIFIED_PER_TASK]:
+            for candidate in candidates[: 0 if lane.error else _VERIFIED_PER_TASK]:
                 if candidate.cost(lane.task.points) > 1 - _LEAST_GAIN or self._left(1) <= 0:
                     break
                 for again in self.measurer.measure(lane.task, [candidate.config], careful=True):
@@ -218,7 +225,7 @@ class _Lane:
         full = task.kernel.template.space(task.kernel.workload, task.target)
         space = Space(full.knobs, lambda config: full.valid(config) and allowed(task, config))
         self.search = Search(task, prior, starts=starts(task, history), seed=seed, space=space)
-        self.gained = 0.0
+        self.gained, self.error = 0.0, ""
         known = [m for t, m in history if t.key == task.key and t.target == task.target]
         usable = [m for m in known if m.status != "ok" or all(str(p) in m.timings for p in task.points)]
         if usable:
@@ -240,7 +247,7 @@ class _Lane:
             trial_seconds=self.wall / max(count, 1),
             gained=self.gained,
             hoped=self.search.expected_gain,
-            finished=self.search.finished or count >= most,
+            finished=bool(self.error) or self.search.finished or count >= most,
         )
 
     @property
@@ -259,7 +266,7 @@ class _Lane:
 
     def result(self, verified: Measurement | None) -> TaskResult:
         config = verified.config if verified else self.search.default
-        return TaskResult(self.task, config, verified, tuple(self.trials))
+        return TaskResult(self.task, config, verified, tuple(self.trials), self.error)
 
 
 def is_faster(task: Task, careful: Measurement) -> bool:

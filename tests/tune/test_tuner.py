@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
+from llmc.errors import KernelError
 from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.workloads import KVAppendWorkload
 from llmc.schedules.base import Kernel
@@ -115,6 +116,18 @@ def test_the_same_seed_tunes_the_same():
 class _NoFailures(Still):
     def __init__(self) -> None:
         super().__init__(0.02, seed=3)
+
+
+def test_a_broken_default_spoils_its_own_task_only():
+    class Broken(Machine):
+        def measure(self, task, configs, *, careful=False):
+            if task is LARGE:
+                raise KernelError("its default configuration cannot be measured")
+            return super().measure(task, configs, careful=careful)
+
+    broken, sound = tune([LARGE, SMALL], Broken(), Journal(), trials=16)
+    assert "cannot be measured" in broken.error and broken.verified is None and not broken.trials
+    assert sound.verified and not sound.error
 
 
 def test_only_what_is_allowed_is_tried():
