@@ -80,13 +80,14 @@ def test_commands_exist(document: Path) -> None:
 
 
 def check_llmc(line: str) -> None:
-    """The verb and every option of the line exist."""
-    group = typer.main.get_command(app)
+    """The verb, that of a group too, and every option of the line exist."""
+    command = typer.main.get_command(app)
     words = line.split("#")[0].split()[1:]
-    options = {o for p in group.params for o in p.opts} | {"--help"}
-    if not words[0].startswith("-"):
-        assert words[0] in group.commands, line
-        options |= {o for p in group.commands[words[0]].params for o in (*p.opts, *p.secondary_opts)}
+    options = {o for p in command.params for o in p.opts} | {"--help"}
+    while words and not words[0].startswith("-") and hasattr(command, "commands"):
+        assert words[0] in command.commands, line
+        command = command.commands[words.pop(0)]
+        options |= {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
     for word in words:
         if word.startswith("-"):
             assert word in options, f"{line}: no option {word}"

@@ -17,7 +17,6 @@ from llmc.errors import ModelError, OptionError
 
 if TYPE_CHECKING:
     from llmc.pipeline import StageEvent
-    from llmc.tune.tuner import TuneEvent
 
 
 def command(
@@ -77,13 +76,12 @@ def command(
     started = time.perf_counter()
     with TuneView() as view, console.status("compiling") as status:
 
-        def tuning(event: TuneEvent) -> None:
-            status.stop()  # its thread would disturb what is being timed
-            view(event)
-
         def compiling(event: StageEvent) -> None:
             view.stop()
-            status.start()
+            if event.name == "select":
+                status.stop()  # its thread would disturb what the next stage times
+            else:
+                status.start()
             stages[event.name] = event.seconds
             line = f"  {event.name:<12} {human_seconds(event.seconds):>8}  {event.detail}"
             console.print(line, markup=False)
@@ -101,7 +99,7 @@ def command(
             trials=trials,
             seed=seed,
             database=db,
-            tune_progress=tuning,
+            tune_progress=view,
         )
         artifact.save(output)
     seconds, size = time.perf_counter() - started, output.stat().st_size

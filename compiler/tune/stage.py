@@ -131,7 +131,7 @@ def report(
     reports = []
     for kernel, choice in choices.items():
         statuses = Counter(t.measurement.status for t in trials.get(kernel, ()))
-        failures = {status: count for status, count in statuses.items() if status != "ok"}
+        failures: dict[str, int] = {status: count for status, count in statuses.items() if status != "ok"}
         reports.append(
             KernelReport(
                 kernel.template.name,
