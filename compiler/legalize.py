@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmc.graph import Dim, same_dim
-from llmc.ops.context import as_dim
+from llmc.graph import Dim, as_dim, same_dim
 from llmc.ops.scalar import exp
 from llmc.ops.tensor import reduce_rows
 from llmc.tir_pipeline import OPAQUE

@@ -175,13 +175,13 @@ class _Function:
     def _node(self, node: Node) -> None:
         kernels = self.module.plan.kernels.get((self.name, node.outputs[0]))
         if kernels is not None:
-            emit: Callable[..., None] = {
+            emitters: dict[str, Callable[..., None]] = {
                 "Linear": self._linear,
                 "Norm": self._norm,
                 "Embedding": self._embedding,
                 "Attention": self._attention,
-            }[node.op]
-            emit(node, *kernels)
+            }
+            emitters[node.op](node, *kernels)
             return
         for name in node.inputs:
             if name in self.flat:

@@ -54,7 +54,7 @@ def build_kernels(kernels: dict[str, PrimFunc], target: TvmTarget) -> Any:
 def _factory() -> tuple[Any, Any, Any]:
     default, finalize_host, finalize_device = s_tir.pipeline.default_s_tir_pipeline()
 
-    @tvm.transform.module_pass(opt_level=0)
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def lower(mod: IRModule, _: Any) -> IRModule:
         parts: dict[bool, dict[Any, Any]] = {True: {}, False: {}}
         for name, func in mod.functions.items():

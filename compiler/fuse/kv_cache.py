@@ -1,6 +1,6 @@
 """The session's forms of a decoder: past/present pairs become caches that the session owns and kernels write in place.
 
-`step` computes the logits of every position, `step_last` those of the last one only, `decode` those of a single token of
+`step` computes the logits of every position, `step_last` of the last one only, `decode` of a single token of
 one sequence. All take kv_len [B]: how many tokens each cache holds after the step. A session never pads, so the padding
 mask is gone, and with it the mask input.
 """

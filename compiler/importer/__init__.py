@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmc.errors import ShapeError
-from llmc.graph import Dim, Graph, TensorType
+from llmc.graph import Dim, Graph, TensorType, as_dim
 from llmc.importer.reader import read_model
 from llmc.importer.trace import trace_model
 from llmc.importer.types import Signature, read_signature
 from llmc.ops import RULES
-from llmc.ops.context import Rule, Unify, as_dim
+from llmc.ops.context import Rule, Unify
 from llmc.tvm_shim import Analyzer, substitute
 
 __all__ = ["import_model"]

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from llmc.graph import Dim, same_dim
-from llmc.ops.context import Context, as_dim
+from llmc.graph import Dim, as_dim, same_dim
+from llmc.ops.context import Context
 from llmc.ops.scalar import select
 from llmc.tvm_shim import Analyzer, Expr, relax, te, tirx, tvm
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from llmc.graph import Node, TensorType
-from llmc.ops.context import as_dim, objects
+from llmc.graph import Node, TensorType, as_dim
+from llmc.ops.context import objects
 from llmc.tvm_shim import tirx
 
 MAX_ELEMENTS = 4096

@@ -133,6 +133,7 @@ class LowBitKernel(ABC):
 
     def shifts(self, block: Any, g: Any) -> Any:
         """-zero * scale, where zero points differ between groups."""
+        assert self.zero is not None
         return T.bind(T.Cast(f"float32x{self.simd.lanes}", self.zero[block, g, self.simd.span(0)]))
 
     def line(self, block: Any, g: Any, line: Any) -> Any:
