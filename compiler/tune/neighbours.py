@@ -8,9 +8,10 @@ import numpy as np
 
 from llmc.schedules.base import Config
 from llmc.tune import features
+from llmc.tune.search import upper_cost
 from llmc.tune.task import Measurement, Task
 
-_NEIGHBOURS, _EACH = 3, 1
+_NEIGHBOURS = 3
 
 
 def starts(task: Task, history: Sequence[tuple[Task, Measurement]]) -> list[Config]:
@@ -23,8 +24,9 @@ def starts(task: Task, history: Sequence[tuple[Task, Measurement]]) -> list[Conf
     near = sorted(known.values(), key=lambda item: distance(task, item[0]))[:_NEIGHBOURS]
     found: list[Config] = []
     for other, measured in near:
-        best = sorted(measured, key=lambda m: m.cost(other.points))[:_EACH]
-        found += [m.config for m in best if m.cost(other.points) < 1 and m.config not in found]
+        best = min(measured, key=lambda m: upper_cost(other, m))
+        if upper_cost(other, best) < 1 and best.config not in found:
+            found.append(best.config)
     return found
 
 

@@ -37,6 +37,11 @@ def key(config: Config) -> Key:
     return tuple(sorted(config.items()))
 
 
+def upper_cost(task: Task, m: Measurement) -> float:
+    """The upper end of the cost's interval: what was disturbed while it was measured is not taken for fast."""
+    return m.cost(task.points) * (1 + m.noise(task.points)) if m.status == "ok" else math.inf
+
+
 class Search:
     """Ask with `propose`, tell with `observe`; `finished` says when going on is not worth it.
 
@@ -102,12 +107,12 @@ class Search:
     def ranked(self) -> list[Measurement]:
         """What could be timed, best first."""
         timed = [m for m in self.measured if m.status == "ok"]
-        return sorted(timed, key=lambda m: m.cost(self.task.points))
+        return sorted(timed, key=lambda m: upper_cost(self.task, m))
 
     @property
     def best_cost(self) -> float:
         """Time relative to the default's, at most 1: the default itself."""
-        return min([1.0, *(m.cost(self.task.points) for m in self.measured)])
+        return min([1.0, *(upper_cost(self.task, m) for m in self.measured)])
 
     @property
     def noise(self) -> float:

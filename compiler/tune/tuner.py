@@ -18,7 +18,7 @@ from llmc.schedules.base import Config, Space
 from llmc.tune.budget import Standing, next_task
 from llmc.tune.cost_model import CostModel, Samples
 from llmc.tune.neighbours import starts
-from llmc.tune.search import Search, key
+from llmc.tune.search import Search, key, upper_cost
 from llmc.tune.task import Measurement, Task
 
 Record = tuple[Task, Measurement]
@@ -87,7 +87,7 @@ class TaskResult:
         """The best cost so far, by trial; the default, 1, is where it starts."""
         best, costs = 1.0, []
         for trial in self.trials:
-            best = min(best, trial.measurement.cost(self.task.points))
+            best = min(best, upper_cost(self.task, trial.measurement))
             costs.append(best)
         return costs
 
@@ -184,9 +184,10 @@ class _Run:
         """Time winners again, those first from which the model gains most."""
         for i in sorted(range(len(self.lanes)), key=lambda i: -self.lanes[i].promise):
             lane = self.lanes[i]
-            candidates = [m for m in lane.search.ranked if not _slower(lane.task, m)]
+            faster = [m for m in lane.search.ranked if m.cost(lane.task.points) < 1 - _LEAST_GAIN]
+            candidates = [m for m in faster if not _slower(lane.task, m)]
             for candidate in candidates[: 0 if lane.error else _VERIFIED_PER_TASK]:
-                if candidate.cost(lane.task.points) > 1 - _LEAST_GAIN or self._left(1) <= 0:
+                if self._left(1) <= 0:
                     break
                 for again in self.measurer.measure(lane.task, [candidate.config], careful=True):
                     self.database.add(lane.task, again)
@@ -204,7 +205,7 @@ class _Run:
         if self.progress is None:
             return
         elapsed = time.monotonic() - self.start
-        best = min([lane.search.best_cost, *(m.cost(lane.task.points) for m in new)])
+        best = min([lane.search.best_cost, *(upper_cost(lane.task, m) for m in new)])
         left = None if self.budget is None else max(self._left(1), 0.0)
         rate = self.count / max(elapsed, 1e-9)
         self.progress(TuneEvent(phase, lane.task, self.count, self.total, rate, best, left, dict(self.failures)))
@@ -273,8 +274,7 @@ def is_faster(task: Task, careful: Measurement) -> bool:
     """Is it faster than the default beyond the noise, and nowhere slower?"""
     if careful.status != "ok":
         return False
-    upper = careful.cost(task.points) * (1 + careful.noise(task.points))
-    return upper < 1 - _LEAST_GAIN and not _slower(task, careful)
+    return upper_cost(task, careful) < 1 - _LEAST_GAIN and not _slower(task, careful)
 
 
 def _slower(task: Task, m: Measurement) -> bool:

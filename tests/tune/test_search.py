@@ -9,6 +9,7 @@ from llmc.tune.budget import Standing, next_task
 from llmc.tune.cost_model import CostModel, Samples
 from llmc.tune.neighbours import distance, starts
 from llmc.tune.search import Search, key
+from llmc.tune.task import Measurement, Timing
 from tests.tune.synthetic import Machine, Still, dense, lowbit, norm, sample
 
 TASK = dense(576, 576)
@@ -117,6 +118,16 @@ def test_failing_candidates_are_learned_to_be_avoided():
     share = sum(machine.fails(c) for c in sample(TASK, 10**6)) / 992
     assert late <= max(2, 32 * share), (early, late)
     assert search.best_cost < 1
+
+
+def test_disturbed_measurements_are_not_taken_for_fast():
+    search = Search(TASK, CostModel(), threads=2)
+    calm, wild = sample(TASK, 2)
+    for config, ratio, spread in ((calm, 0.9, 0.01), (wild, 0.3, 5.0)):
+        timings = {str(p): Timing(ratio, 1.0, spread) for p in TASK.points}
+        search.observe([Measurement(config, "ok", timings)])
+    assert search.ranked[0].config == calm
+    assert search.best_cost == pytest.approx(0.909)
 
 
 def test_a_restricted_space_is_kept_to():

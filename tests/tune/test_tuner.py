@@ -32,7 +32,7 @@ def test_every_task_ends_faster_or_with_its_default():
 def test_what_is_lucky_once_is_not_kept():
     machine = Still(noise=0.1)
     results = tune([SMALL], machine, Journal(), trials=24)
-    assert min(results[0].curve) < 0.95, "some candidate looked faster"
+    assert any(t.measurement.cost(SMALL.points) < 0.95 for t in results[0].trials), "some candidate looked faster"
     assert any(careful for _, _, careful in machine.asked)
     assert results[0].verified is None
     assert results[0].config == SMALL.kernel.template.default(SMALL.kernel.workload, AVX512)
