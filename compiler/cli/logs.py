@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmc.tune.overview import KeySummary
 
 app = typer.Typer(
-    help="Look into the tuning database, and carry its records from machine to machine.\n\n"
+    help="See tuning records, and carry them between machines.\n\n"
     "\b\n"
     "Example:\n"
     "  llmc logs export mine.jsonl\n"
@@ -51,7 +51,9 @@ def list_(target: TargetOption = None, db: DatabaseOption = None, json: JsonFlag
 
 @app.command()
 def best(target: TargetOption = None, db: DatabaseOption = None, json: JsonFlag = False) -> None:
-    """Show the best configuration of every task in which one beats the default.
+    """Show every task's best configuration.
+
+    Tasks in which none beats the default are left out.
 
     \b
     Example:
@@ -88,7 +90,9 @@ def export(log: LogArgument, target: TargetOption = None, db: DatabaseOption = N
 
 @app.command("import")
 def import_(log: LogArgument, db: DatabaseOption = None) -> None:
-    """Add a log's records to the database: all or, if a line is malformed, none.
+    """Add a log's records to the database.
+
+    All of them or, if a line is malformed, none.
 
     \b
     Example:
@@ -125,7 +129,9 @@ def prune(
     log: LogArgument,
     keep: Annotated[int, typer.Option(min=1, help="Records a task: half the best, half of the rest.")] = 64,
 ) -> None:
-    """Make a log smaller; what compilations and the cost model need most stays.
+    """Make a log smaller.
+
+    What compilations and the cost model need most stays.
 
     \b
     Example:
@@ -145,7 +151,9 @@ def explain(
     db: DatabaseOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Train the cost model on all that is known, and show how well it ranks and which features matter.
+    """Show which features the cost model goes by.
+
+    It is trained on all that is known; how well it ranks tasks that it has not seen is told, too.
 
     \b
     Example:

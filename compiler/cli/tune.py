@@ -30,7 +30,7 @@ def command(
     db: DatabaseOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Search for the best configuration of every kernel of a model.
+    """Search for faster kernels for a model.
 
     What is measured goes to the tuning database at once, and `llmc compile` takes the best from there. Ctrl-C ends the
     search: what was found so far is verified (a second Ctrl-C skips that), summed up, and the exit code is 130.

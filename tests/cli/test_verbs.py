@@ -16,7 +16,7 @@ from llmc.targets.x86 import TARGETS
 from ..runtime.toys import HIDDEN, decoder_reference, mlp_reference
 from .conftest import Call
 
-VERBS = ("compile", "run", "generate", "bench", "check", "inspect", "targets")
+VERBS = ("compile", "tune", "run", "generate", "bench", "check", "inspect", "targets")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -29,8 +29,17 @@ def test_help_has_an_example(verb: str) -> None:
 
 def test_top_level_help_lists_every_verb() -> None:
     result = CliRunner().invoke(app, ["--help"])
-    assert all(f"\n  {verb} " in result.output for verb in VERBS)
+    assert all(f"\n  {verb} " in result.output for verb in (*VERBS, "logs"))
     assert "..." not in result.output.split("Commands:")[1], "a verb's first line is too long to be shown whole"
+
+
+@pytest.mark.parametrize("verb", ["list", "best", "export", "import", "merge", "prune", "explain"])
+def test_help_of_logs(verb: str) -> None:
+    group = CliRunner().invoke(app, ["logs", "--help"]).output.split("Commands:")[1]
+    assert f"\n  {verb} " in group and "..." not in group
+    result = CliRunner().invoke(app, ["logs", verb, "--help"])
+    assert result.exit_code == 0 and f"Example:\n    llmc logs {verb}" in result.output
+    assert ("--json" in result.output) == (verb in ("list", "best", "explain"))
 
 
 def test_version(llmc: Call) -> None:
