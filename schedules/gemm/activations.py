@@ -117,7 +117,7 @@ class Quantizer:
 
             def quantize(j: Any, i: Any = i, inverse: Any = inverse, bits: Any = bits) -> None:
                 k = (first + i) * self.group + j * R
-                code = T.bind(T.reinterpret(f"int32x{R}", load(k) * inverse + simd.f32(_ROUND)))
+                code = T.bind(T.reinterpret(f"int32x{R}", simd.fma(load(k), inverse, simd.f32(_ROUND))))
                 T.buffer_store(out.q, T.Cast(f"int8x{R}", code), [m, simd.span(k)])
                 bits.v = bits.v + code
 
@@ -156,10 +156,11 @@ def _repeat(count: int, body: Callable[[Any], None]) -> None:
 
 
 def quantize_reference(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """x [M, K] float32 -> codes [M, groups, group] and scales [M, groups] with the kernel's float32 arithmetic."""
+    """x [M, K] float32 -> codes [M, groups, group] and scales [M, groups] with the kernel's arithmetic: float32, but for
+    the product that is rounded to a code, which a fused multiply-add does not round before (float64 holds it)."""
     M, K = x.shape
     padded = np.pad(x.astype(np.float32), ((0, 0), (0, -K % group))).reshape(M, -1, group)
     largest = np.abs(padded).max(-1, initial=0)
     inverse = np.zeros_like(largest)
     np.divide(np.float32(127), largest, out=inverse, where=largest > np.float32(_TINY))
-    return np.rint(padded * inverse[..., None]), largest * np.float32(1 / 127)
+    return np.rint(padded.astype(np.float64) * inverse[..., None]), largest * np.float32(1 / 127)
