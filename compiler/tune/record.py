@@ -144,7 +144,8 @@ class Best:
 def best_of(
     records: Iterable[Record], points: tuple[Point, ...], allowed: Callable[[Config], bool] = lambda config: True
 ) -> Best | None:
-    """The best configuration among records of one key, or None if none beats the default beyond the noise.
+    """The best configuration among records of one key, or None if none beats the default beyond the noise
+    (`Measurement.is_faster`).
 
     Only verified measurements count, and a configuration that ever failed does not. Several measurements of one
     configuration are averaged; what is compared is the upper end of each cost's interval, so that a lucky wide
@@ -160,7 +161,7 @@ def best_of(
             continue
         cost = sum(m.cost(points) for m in verified) / len(verified)
         noise = sum(m.noise(points) for m in verified) / len(verified)
-        if cost * (1 + noise) < 1:
+        if all(m.is_faster(points) for m in verified):
             found.append(Best(verified[0].config, cost, noise))
     return min(found, key=lambda b: b.cost * (1 + b.noise), default=None)
 

@@ -11,6 +11,9 @@ from llmc.targets.base import Target
 
 Status = Literal["ok", "build", "wrong", "unstable", "crash", "timeout", "memory"]
 
+LEAST_GAIN = 0.01  # a kernel is kept only if it is faster by this, beyond the noise
+SLOWER = 0.03  # no point may be slower than the default by more
+
 
 @dataclass(frozen=True)
 class Point:
@@ -90,3 +93,13 @@ class Measurement:
         """Relative half-width of the cost's interval: the points' spreads, by their weights."""
         total = sum(p.weight for p in points)
         return sum(self.timings[str(p)].spread * p.weight / total for p in points)
+
+    def is_faster(self, points: tuple[Point, ...]) -> bool:
+        """Is it faster than the default beyond the noise, and at no point slower by more than SLOWER?"""
+        if self.status != "ok" or self.is_slower(points):
+            return False
+        return self.cost(points) * (1 + self.noise(points)) < 1 - LEAST_GAIN
+
+    def is_slower(self, points: tuple[Point, ...]) -> bool:
+        """Is it slower than the default at any point?"""
+        return any(self.timings[str(p)].ratio > 1 + SLOWER for p in points)

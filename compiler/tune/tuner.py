@@ -19,14 +19,13 @@ from llmc.tune.budget import Standing, next_task
 from llmc.tune.cost_model import CostModel, Samples
 from llmc.tune.neighbours import starts
 from llmc.tune.search import Search, key, upper_cost
-from llmc.tune.task import Measurement, Task
+from llmc.tune.task import LEAST_GAIN, Measurement, Task
 
 Record = tuple[Task, Measurement]
 
 _VERIFIED_PER_TASK = 3  # candidates that get a second measurement
 _RESERVE = 0.15  # share of the time that is kept for verifying
-_LEAST_GAIN = 0.01  # a kernel is kept only if it is faster by this, beyond the noise
-_SLOWER = 0.03  # no point may be slower than the default by more
+_FIRST_BATCH = 3  # candidates of a task in its first batch, when time is short: nobody knows yet what one takes
 
 
 class Measures(Protocol):
@@ -155,6 +154,8 @@ class _Run:
                 return
             lane = self.lanes[index]
             size = min(self.batch, self.total - self.count, self.most - len(lane.trials))
+            if self.budget is not None and not standings[index].trials:
+                size = min(size, _FIRST_BATCH)
             if standings[index].trials:
                 size = max(1, int(min(size, left / max(standings[index].trial_seconds, 1e-9))))
             self._batch(lane, lane.search.propose(size))
@@ -184,15 +185,15 @@ class _Run:
         """Time winners again, those first from which the model gains most."""
         for i in sorted(range(len(self.lanes)), key=lambda i: -self.lanes[i].promise):
             lane = self.lanes[i]
-            faster = [m for m in lane.search.ranked if m.cost(lane.task.points) < 1 - _LEAST_GAIN]
-            candidates = [m for m in faster if not _slower(lane.task, m)]
+            faster = [m for m in lane.search.ranked if m.cost(lane.task.points) < 1 - LEAST_GAIN]
+            candidates = [m for m in faster if not m.is_slower(lane.task.points)]
             for candidate in candidates[: 0 if lane.error else _VERIFIED_PER_TASK]:
                 if self._left(1) <= 0:
                     break
                 for again in self.measurer.measure(lane.task, [candidate.config], careful=True):
                     self.database.add(lane.task, again)
                     self._tell("verify", lane, [again])
-                    if is_faster(lane.task, again):
+                    if again.is_faster(lane.task.points):
                         verified[i] = again
                 if i in verified:
                     break
@@ -268,15 +269,3 @@ class _Lane:
     def result(self, verified: Measurement | None) -> TaskResult:
         config = verified.config if verified else self.search.default
         return TaskResult(self.task, config, verified, tuple(self.trials), self.error)
-
-
-def is_faster(task: Task, careful: Measurement) -> bool:
-    """Is it faster than the default beyond the noise, and nowhere slower?"""
-    if careful.status != "ok":
-        return False
-    return upper_cost(task, careful) < 1 - _LEAST_GAIN and not _slower(task, careful)
-
-
-def _slower(task: Task, m: Measurement) -> bool:
-    """Than the default at any point."""
-    return any(m.timings[str(p)].ratio > 1 + _SLOWER for p in task.points)

@@ -11,7 +11,7 @@ from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWor
 from llmc.targets.x86 import AVX512
 from llmc.tune.task import Measurement, Timing
 from llmc.tune.tasks import points_of, tasks_of
-from llmc.tune.tuner import is_faster, tune
+from llmc.tune.tuner import tune
 from tests.tune.synthetic import Journal, Machine, Still, attention, dense, norm
 
 SMALL, LARGE = dense(576, 576), dense(1024, 2048)
@@ -43,10 +43,10 @@ def test_a_winner_is_nowhere_slower():
         timings = {str(p): Timing(r, 1.0, spread) for p, r in zip(SMALL.points, ratios, strict=True)}
         return Measurement({}, status, timings)  # type: ignore[arg-type]
 
-    assert is_faster(SMALL, careful(0.9, 0.95, 1.0))
-    assert not is_faster(SMALL, careful(0.7, 0.9, 1.1)), "slower at one point"
-    assert not is_faster(SMALL, careful(0.97, 0.97, 0.97, spread=0.04)), "within the noise"
-    assert not is_faster(SMALL, Measurement({}, "wrong", {}))
+    assert careful(0.9, 0.95, 1.0).is_faster(SMALL.points)
+    assert not careful(0.7, 0.9, 1.1).is_faster(SMALL.points), "slower at one point"
+    assert not careful(0.97, 0.97, 0.97, spread=0.04).is_faster(SMALL.points), "within the noise"
+    assert not Measurement({}, "wrong", {}).is_faster(SMALL.points)
 
 
 def test_trials_are_bounded_and_go_to_the_longer_task():
