@@ -64,7 +64,7 @@ def test_one_version(arguments: dict[str, Any]) -> None:
     assert f"## {llmc.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf8")
 
 
-IMPORT_NAMES = {"apache-tvm": "tvm", "apache-tvm-ffi": "tvm_ffi"}
+IMPORT_NAMES = {"xgboost-cpu": "xgboost", "apache-tvm": "tvm", "apache-tvm-ffi": "tvm_ffi"}
 OPTIONAL_PEERS = {"onnxruntime_genai", "openvino", "nncf"}
 
 

@@ -53,7 +53,7 @@ class Database:
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._enter_wal()
             self._db.execute("PRAGMA synchronous = FULL")  # NORMAL may lose the last commits when the power fails
             self._db.execute("BEGIN IMMEDIATE")  # two processes may create the file at once
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -68,6 +68,19 @@ class Database:
                 where=str(self.path),
                 hint="name another file, or export its records with the llmc that wrote it",
             )
+
+    def _enter_wal(self) -> None:
+        """Switch a new file to write-ahead logging. That takes the whole file for a moment, and SQLite's own waiting
+        does not cover it: two processes that create the file at once must wait here."""
+        end = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(0.01)
 
     def __enter__(self) -> Database:
         return self

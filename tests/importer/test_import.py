@@ -152,6 +152,7 @@ def test_all_unsupported_nodes_at_once(tmp_path: Path) -> None:
         "/a (com.example.Mystery, opset 3)",
         "/c (ai.onnx.StringNormalizer, opset 17)",
         "/d (com.example.Enigma, opset 3)",
+        "hint",
     ]
 
 

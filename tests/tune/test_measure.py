@@ -155,8 +155,9 @@ def test_nothing_outlives_a_killed_tuner() -> None:
         from llmc.tune.measure import Measurer
         from tests.tune import faults
         with Measurer(native()) as measurer:
-            for result in measurer.measure(faults.task(), [{"fault": "none"}, *[{"fault": "loop"}] * 2]):
-                print(result.status, flush=True)
+            for faults_ in (["none"], ["loop", "loop"]):
+                for result in measurer.measure(faults.task(), [{"fault": f} for f in faults_]):
+                    print(result.status, flush=True)
     """
     root = Path(__file__).parents[2]
     tuner = subprocess.Popen(
