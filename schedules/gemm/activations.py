@@ -156,8 +156,8 @@ def _repeat(count: int, body: Callable[[Any], None]) -> None:
 
 
 def quantize_reference(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """x [M, K] float32 -> codes [M, groups, group] and scales [M, groups] with the kernel's arithmetic: float32, but for
-    the product that is rounded to a code, which a fused multiply-add does not round before (float64 holds it)."""
+    """x [M, K] float32 -> codes [M, groups, group] and scales [M, groups] with the kernel's arithmetic: float32, but
+    for the product that is rounded to a code, which a fused multiply-add does not round before (float64 holds it)."""
     M, K = x.shape
     padded = np.pad(x.astype(np.float32), ((0, 0), (0, -K % group))).reshape(M, -1, group)
     largest = np.abs(padded).max(-1, initial=0)
