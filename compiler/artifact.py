@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from llmc import __version__
 from llmc.fuse import Decoder
-from llmc.graph import Dim, Graph
+from llmc.graph import Constant, Dim, Graph
 from llmc.lower import Lowered, Param
 from llmc.package.archive import write_artifact
 from llmc.package.manifest import (
@@ -30,7 +31,7 @@ from llmc.package.manifest import (
 )
 from llmc.quantize.formats import Format
 from llmc.schedules.base import Kernel
-from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.formats import PackedCodes, QuantizedWeight
 from llmc.select import Plan
 from llmc.targets.base import Target
 from llmc.tune import Choice
@@ -49,27 +50,34 @@ class Artifact:
     params: Mapping[str, Param]
     extras: Mapping[str, Path]
     folder: tempfile.TemporaryDirectory[str]  # holds `library`; goes with the artifact
+    mapped: tuple[mmap.mmap, ...]  # the model's files that weights are still read from
 
     def save(self, path: str | Path) -> Manifest:
         """Write the `.llmc` file, whole or not at all; returns the manifest with its entries' hashes."""
-        tensors = _Packed({_key(name): param for name, param in self.params.items()})
+        tensors = _Packed({_key(name): param for name, param in self.params.items()}, self.mapped)
         return write_artifact(
             path, self.manifest, lib=self.library, tensors=tensors, extras=dict(self.extras), include_runtime=True
         )
 
 
 class _Packed(Mapping[str, np.ndarray]):
-    """Tensors by key. The arrays of the last kernel's weights are kept: their tensors are asked for in a row."""
+    """Tensors by key. The arrays of the last kernel's weights are kept: their tensors are asked for in a row.
 
-    def __init__(self, params: Mapping[str, Param]) -> None:
-        self.params = params
+    What was read of the model's files is given back to the system: a model never lies in memory as a whole.
+    """
+
+    def __init__(self, params: Mapping[str, Param], mapped: tuple[mmap.mmap, ...]) -> None:
+        self.params, self.mapped = params, mapped
         self.last: tuple[str, list[np.ndarray]] = ("", [])
 
     def __getitem__(self, key: str) -> np.ndarray:
         param = self.params[key]
         group = param.name.rpartition(":")[0] or param.name
         if self.last[0] != group:
+            self.last = ("", [])  # not both in memory
             self.last = (group, param.pack())
+            for file in self.mapped:
+                file.madvise(mmap.MADV_DONTNEED)
         return self.last[1][param.index]
 
     def __iter__(self) -> Iterator[str]:
@@ -118,7 +126,27 @@ def describe(
         ),
     )
     extras = {name: model.parent / name for name in _BESIDE if (model.parent / name).is_file()}
-    return Artifact(manifest, Path(folder.name) / "lib.so", lowered.params, extras, folder)
+    constants = [c for graph in plan.functions.values() for c in graph.constants.values()]
+    return Artifact(manifest, Path(folder.name) / "lib.so", lowered.params, extras, folder, _mapped_by(constants))
+
+
+def _mapped_by(constants: Iterable[Constant]) -> tuple[mmap.mmap, ...]:
+    """The file maps that constants are views of, each once."""
+    arrays: list[np.ndarray] = []
+    for constant in constants:
+        if not isinstance(constant, QuantizedWeight):
+            arrays.append(constant)
+            continue
+        arrays += constant.q.parts if isinstance(constant.q, PackedCodes) else (constant.q,)
+        arrays.append(constant.scale)
+    files: dict[int, mmap.mmap] = {}
+    for array in arrays:
+        base: object = array
+        while isinstance(base, np.ndarray | memoryview):
+            base = base.base if isinstance(base, np.ndarray) else base.obj
+        if isinstance(base, mmap.mmap):
+            files[id(base)] = base
+    return tuple(files.values())
 
 
 def _key(name: str) -> str:

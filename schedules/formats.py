@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class PackedCodes:
+    """4-bit codes [N, K], two a byte as files hold them, the first in the low half; numpy gets them one a byte.
+
+    `parts` uint8 [rows, ceil(K / 2)] lie over one another; they may be views of a mapped file. A model's codes are then
+    in memory only while they are packed for a kernel, one matrix at a time.
+    """
+
+    parts: tuple[np.ndarray, ...]
+    K: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(len(part) for part in self.parts), self.K
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        N, width = self.shape[0], self.parts[0].shape[1]
+        codes = np.empty((N, 2 * width), np.uint8)
+        first = 0
+        for part in self.parts:
+            rows = codes[first : first + len(part)]
+            np.bitwise_and(part, 15, out=rows[:, 0::2])
+            np.right_shift(part, 4, out=rows[:, 1::2])
+            first += len(part)
+        return np.asarray(codes[:, : self.K], dtype)
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
     """A weight matrix of integers with scales per row and group: w[n, k] = (q[n, k] - zero[n, g]) * scale[n, g].
 
-    `q` [N, K] uint8 holds unsigned codes below 2**bits. `scale` [N, ceil(K/group_size)] float32. `zero` is one number
-    for the whole matrix (2**(bits-1) for symmetric formats) or float32 [N, ceil(K/group_size)]; it may be fractional.
-    g = k // group_size. Nothing is ever rounded on the way in: a weight that arrives quantised stays what it was.
+    `q` [N, K] uint8 holds unsigned codes below 2**bits, or is their packed form. `scale` [N, ceil(K/group_size)]
+    float32. `zero` is one number for the whole matrix (2**(bits-1) for symmetric formats) or float32
+    [N, ceil(K/group_size)]; it may be fractional. g = k // group_size. Nothing is ever rounded on the way in: a weight
+    that arrives quantised stays what it was.
     """
 
-    q: np.ndarray
+    q: np.ndarray | PackedCodes
     scale: np.ndarray
     zero: float | np.ndarray
     bits: int
@@ -41,12 +70,7 @@ class QuantizedWeight:
         zero = self.zero
         if isinstance(zero, np.ndarray):
             zero = np.repeat(zero, self.group_size, axis=1)[:, : self.K]
-        return ((self.q.astype(np.float32) - zero) * scale).astype(np.float32)
-
-    def rows(self, index: np.ndarray | slice) -> QuantizedWeight:
-        """The same format, with only the output rows of `index`."""
-        zero = self.zero[index] if isinstance(self.zero, np.ndarray) else self.zero
-        return QuantizedWeight(self.q[index], self.scale[index], zero, self.bits, self.group_size)
+        return ((np.asarray(self.q, np.float32) - zero) * scale).astype(np.float32)
 
 
 def concat_rows(parts: list[QuantizedWeight]) -> QuantizedWeight:
@@ -57,8 +81,14 @@ def concat_rows(parts: list[QuantizedWeight]) -> QuantizedWeight:
     zero: float | np.ndarray = first.zero
     if any(isinstance(p.zero, np.ndarray) or p.zero != first.zero for p in parts):
         zero = np.concatenate([np.broadcast_to(np.asarray(p.zero, np.float32), p.scale.shape) for p in parts])
+    packed = [p.q for p in parts if isinstance(p.q, PackedCodes)]
+    stacked: np.ndarray | PackedCodes
+    if len(packed) == len(parts):
+        stacked = PackedCodes(tuple(part for q in packed for part in q.parts), first.K)
+    else:
+        stacked = np.concatenate([np.asarray(p.q) for p in parts])
     return QuantizedWeight(
-        np.concatenate([p.q for p in parts]),
+        stacked,
         np.concatenate([p.scale for p in parts]),
         zero,
         first.bits,

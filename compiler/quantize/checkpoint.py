@@ -16,7 +16,7 @@ from llmc.graph import Editor, Graph, Node
 from llmc.match import array, made_by, nodes, only_user, rank, scalar
 from llmc.quantize.activations import LIMITS, drop_pairs, float_source, fold_constants
 from llmc.quantize.linears import linear
-from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.formats import PackedCodes, QuantizedWeight
 
 
 def read_quantized(graph: Graph) -> Graph:
@@ -49,9 +49,10 @@ def _matmul_nbits(edit: Editor, node: Node) -> None:
     if bits not in (4, 8) or packed is None or scales is None or node.input(4):
         return  # the operator's own rule takes it
     blocks = -(-K // block)
-    codes = unpack_bits(packed.reshape(N, -1), bits)[:, :K]
+    stored = packed.reshape(N, -1)
+    codes = PackedCodes((stored,), K) if bits == 4 else stored[:, :K]
     zero = _nbits_zero(array(edit, node.input(3)), N, blocks, bits)
-    weight = QuantizedWeight(codes, scales.astype(np.float32).reshape(N, blocks), zero, bits, block)
+    weight = QuantizedWeight(codes, np.asarray(scales, np.float32).reshape(N, blocks), zero, bits, block)
     name = edit.constant(f"{source}.codes", weight)
     activations = "a8" if node.attrs.get("accuracy_level", 0) == 4 else "a32"
     linear(edit, node, node.inputs[0], name, bias=node.input(5), activations=activations)
@@ -81,7 +82,8 @@ def _gather_blocks(edit: Editor, node: Node) -> None:
     if name not in edit.constants:
         V, groups = scales.shape
         zero = _nbits_zero(array(edit, node.input(3)), V, groups, bits)
-        edit.constant(name, QuantizedWeight(unpack_bits(codes, bits), scales.astype(np.float32), zero, bits, block))
+        table = PackedCodes((codes,), 2 * codes.shape[1]) if bits == 4 else codes
+        edit.constant(name, QuantizedWeight(table, np.asarray(scales, np.float32), zero, bits, block))
     edit.remove(node)
     edit.add(replace(node, op="Gather", domain="", inputs=(name, node.inputs[1]), attrs={"axis": 0}))
 
@@ -90,19 +92,9 @@ def _nbits_zero(stored: np.ndarray | None, N: int, blocks: int, bits: int) -> fl
     if stored is None:
         return float(1 << (bits - 1))
     if stored.dtype == np.uint8:
-        row_bytes = -(-blocks * bits // 8)
-        stored = unpack_bits(stored.reshape(N, row_bytes), bits)[:, :blocks]
+        stored = stored.reshape(N, -(-blocks * bits // 8))
+        stored = np.asarray(PackedCodes((stored,), blocks)) if bits == 4 else stored
     return simplest_zero(stored.reshape(N, blocks).astype(np.float32))
-
-
-def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
-    """[N, bytes] to [N, bytes * 8 / bits] codes, low bits first."""
-    if bits == 8:
-        return packed
-    out = np.empty((packed.shape[0], packed.shape[1] * 2), np.uint8)
-    np.bitwise_and(packed, 15, out=out[:, 0::2])
-    np.right_shift(packed, 4, out=out[:, 1::2])
-    return out
 
 
 def simplest_zero(zero: np.ndarray) -> float | np.ndarray:

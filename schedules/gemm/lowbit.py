@@ -175,8 +175,8 @@ class LowBitLinear(Template):
             MR, NV = 4, 1
         elif layout.groups == 1:
             MR, NV = 8, 2
-        else:  # short groups scale their sums often: a smaller block leaves the core more of them to overlap
-            MR, NV = (6, 2) if layout.group >= 64 else (4, 2)
+        else:  # with the float sums across groups, the largest block that stays in 32 registers
+            MR, NV = 7, 2
         return {
             "MR": MR,
             "NV": NV,
@@ -224,7 +224,7 @@ class LowBitLinear(Template):
             np.kron(np.broadcast_to(np.asarray(v, np.float64), weight.scale.shape), expand)[:, : workload.K]
             for v in (weight.scale, weight.zero)
         )
-        y = x @ ((weight.q - zero64) * scale64).T
+        y = x @ ((np.asarray(weight.q) - zero64) * scale64).T
         if workload.bias:
             y += weights["bias"]
         y = epilogue.reference(workload.activation, y)

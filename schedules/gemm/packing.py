@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmc.errors import KernelError
-from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.formats import PackedCodes, QuantizedWeight
 
 _ROWS = 32  # padding of N
 _ROUNDING = 2.0**-22  # relative error of a float32 product of two rounded float32 values
@@ -112,11 +112,11 @@ class LowBitLayout:
         return np.concatenate(halves)
 
 
-def pack_codes(layout: LowBitLayout, codes: np.ndarray) -> np.ndarray:
-    """codes [N, K] uint8 -> the plane q."""
+def pack_codes(layout: LowBitLayout, codes: np.ndarray | PackedCodes) -> np.ndarray:
+    """codes [N, K] uint8, or as files pack them -> the plane q."""
     if codes.shape != (layout.N, layout.K):
         raise KernelError(f"codes of shape {codes.shape} do not fit a weight of {(layout.N, layout.K)}")
-    rows = layout.arrange_rows(codes)
+    rows = layout.arrange_rows(np.asarray(codes))
     if layout.padded_K != layout.K:
         rows = np.pad(rows, ((0, 0), (0, layout.padded_K - layout.K)))
     blocks, groups, lines, _ = layout.q_shape
