@@ -32,9 +32,16 @@ TVM, TVM_FFI = "apache-tvm==0.27.0.post1", "apache-tvm-ffi==0.1.14.post1"
 RUN = ["numpy>=1.26", TVM_FFI, "tokenizers>=0.20", "jinja2>=3.1", "typer>=0.15", "rich>=13.9"]
 COMPILE = [TVM, "onnx>=1.18", "ml-dtypes>=0.5", "xgboost-cpu>=3.0"]
 EXAMPLES = ["gguf>=0.17"]
+REPORT = ["matplotlib>=3.8"]
+# What TVM's RPC needs beside itself; `cluster` spreads builds over the machines of a dask cluster.
+REMOTE = ["tornado>=6.4", "psutil>=5.9", "cloudpickle>=3.0"]
+CLUSTER = ["distributed>=2024.5"]
 TEST = [
     *COMPILE,
     *EXAMPLES,
+    *REPORT,
+    *REMOTE,
+    *CLUSTER,
     "onnxruntime>=1.23",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
@@ -57,8 +64,16 @@ setup(
     python_requires=">=3.11",
     package_dir=package_dir,
     packages=packages,
-    package_data={"llmc": ["py.typed"], "llmc.tuning_logs": ["*.jsonl"]},
+    package_data={"llmc": ["py.typed"], "llmc.report": ["*.j2"], "llmc.tuning_logs": ["*.jsonl"]},
     install_requires=RUN,
-    extras_require={"compile": COMPILE, "examples": EXAMPLES, "test": TEST, "dev": DEV},
+    extras_require={
+        "compile": COMPILE,
+        "examples": EXAMPLES,
+        "report": REPORT,
+        "remote": REMOTE,
+        "cluster": CLUSTER,
+        "test": TEST,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["llmc = llmc.__main__:main"]},
 )

@@ -1,19 +1,25 @@
 """How few trials the tuner needs: learned search, cold and warm, against random search.
 
     python benchmarks/tuner.py --record 1800                 half an hour of measuring, added to the table
-    python benchmarks/tuner.py --quick --seed 0 --json       the figures, from the table
+    python benchmarks/tuner.py                               the figures, from the table
+    python benchmarks/tuner.py --quick --seed 0 --json       the same with one seed
 
-Measuring and judging are apart. `--record` measures samples of every workload's space (small spaces: all of it) with
-the tuner's own measurer, in random order, and keeps them in a table file. Searches then run against the table, as if
-they measured: every time they are told was measured, only once and for all, so that any number of seeds is cheap and
-all strategies are told the same. A search may propose only what the table holds, and what is best-known is the best of
-the table: with a table that holds a sample of a space, figures are those of a search in that sample.
+Measuring and judging are apart. `--record` measures every configuration of every workload with the tuner's own
+measurer, in random order, and keeps the times in a table file; one is shipped. Searches then run against the table,
+as if they measured: what they are told was measured, only once and for all, so that any number of seeds is cheap and
+all strategies are told the same.
+
+A workload is one kernel at one size. Configurations that differ in knobs without effect at that size build the same
+code and count once; what is best-known is the best of all of them (of those measured, while a table is incomplete:
+`measured` says which share).
 
 - trials_to_95: candidates measured until one runs at 95 % of the best-known's speed or more; the default is not
   counted, nor is it a candidate.
 - cold: nothing known beforehand. warm: cost model and first proposals come from all other workloads of the table.
+- random_over_learned: mean trials of random search over mean trials of the warm one (`…_cold`: of the cold one).
 - tau: Kendall's, of the warm model before its first trial, within each workload left out of training.
 - top8: best-known cost over the best of the 8 configurations that this model ranks first.
+- within_5: share of the configurations that run within 5 % of the best.
 """
 
 from __future__ import annotations
@@ -34,64 +40,88 @@ import numpy as np
 from llmc.errors import KernelError
 from llmc.schedules.attention.attention import ATTENTION
 from llmc.schedules.attention.workloads import AttentionWorkload
-from llmc.schedules.base import Kernel, Space
+from llmc.schedules.base import Config, Kernel, Space
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
 from llmc.targets.base import Target
-from llmc.targets.detect import native
+from llmc.targets.detect import machine, native
+from llmc.tune import features
 from llmc.tune.cost_model import CostModel, Samples, tau
 from llmc.tune.neighbours import starts
 from llmc.tune.search import Key, Search, key
-from llmc.tune.task import Measurement, Task, Timing
-from llmc.tune.tasks import points_of
+from llmc.tune.task import Measurement, Point, Task, Timing
 
-TABLE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmc" / "tuner-table.jsonl"
+SHIPPED = Path(__file__).with_name("tuner_table.jsonl")  # complete, of the machine that it names
+OWN = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmc" / "tuner-table.jsonl"
 BATCH = 8
 LEVEL = 0.95
 CALM = 0.1  # largest relative half-width of a time that counts; others are measured again
+CURVE = 64  # trials that curves show
 Table = dict[Task, dict[Key, Measurement]]
 
-KERNELS = [
-    Kernel(LOWBIT, LowBitLinearWorkload(960, 576, 4, 32, zero=8.0)),
-    Kernel(DENSE, DenseLinearWorkload(576, 576, residual=True)),
-    Kernel(ATTENTION, AttentionWorkload(9, 3, 64, 64**-0.5)),
-    Kernel(LOWBIT, LowBitLinearWorkload(3072, 576, 4, 32, zero=8.0, activation="silu_mul")),
-    Kernel(DENSE, DenseLinearWorkload(1536, 384, bias=True, activation="gelu")),
-    Kernel(ATTENTION, AttentionWorkload(32, 8, 128, 128**-0.5)),
-    Kernel(LOWBIT, LowBitLinearWorkload(576, 1536, 4, 32, zero=8.0, residual=True)),
-    Kernel(LOWBIT, LowBitLinearWorkload(1024, 1024, 8, 128, zero=128.0)),
-    Kernel(DENSE, DenseLinearWorkload(1024, 2048)),
-    Kernel(ATTENTION, AttentionWorkload(12, 12, 32, 32**-0.5, causal=False, key_bias=True)),
-    Kernel(LOWBIT, LowBitLinearWorkload(2048, 2048, 4, 128, symmetric=False)),
-    Kernel(LOWBIT, LowBitLinearWorkload(1024, 1024, 4, 32, zero=8.0, activations="a32")),
-    Kernel(DENSE, DenseLinearWorkload(3072, 576, activation="silu_mul")),
-    Kernel(NORM, NormWorkload(576, residual=True, sum_output=True)),
-    Kernel(NORM, NormWorkload(4096, kind="layer", bias=True)),
+ROW, ROWS = Point((("M", 1),)), Point((("M", 128),))
+PROMPT = Point((("B", 1), ("S", 128), ("CB", 2), ("C", 128)))
+PADDED = Point((*PROMPT.dims, ("T", 128)))
+WORKLOADS = [
+    (Kernel(LOWBIT, LowBitLinearWorkload(3072, 576, 4, 32, zero=8.0, activation="silu_mul")), ROWS),
+    (Kernel(DENSE, DenseLinearWorkload(576, 576, residual=True)), ROWS),
+    (Kernel(ATTENTION, AttentionWorkload(9, 3, 64, 64**-0.5)), PROMPT),
+    (Kernel(LOWBIT, LowBitLinearWorkload(576, 1536, 4, 32, zero=8.0, residual=True)), ROW),
+    (Kernel(DENSE, DenseLinearWorkload(3072, 576, activation="silu_mul")), ROWS),
+    (Kernel(LOWBIT, LowBitLinearWorkload(1024, 1024, 8, 128, zero=128.0)), ROWS),
+    (Kernel(DENSE, DenseLinearWorkload(1024, 2048)), ROW),
+    (Kernel(ATTENTION, AttentionWorkload(32, 8, 128, 128**-0.5)), PROMPT),
+    (Kernel(LOWBIT, LowBitLinearWorkload(2048, 2048, 4, 128, symmetric=False)), ROWS),
+    (Kernel(DENSE, DenseLinearWorkload(1536, 384, bias=True, activation="gelu")), ROWS),
+    (Kernel(LOWBIT, LowBitLinearWorkload(1024, 1024, 4, 32, zero=8.0, activations="a32")), ROWS),
+    (Kernel(ATTENTION, AttentionWorkload(12, 12, 32, 32**-0.5, causal=False)), PROMPT),
+    (Kernel(DENSE, DenseLinearWorkload(1024, 2048)), ROWS),
+    (Kernel(NORM, NormWorkload(4096, kind="layer", bias=True)), ROWS),
 ]
 
 
 def tasks(target: Target) -> list[Task]:
     return [
-        Task(kernel, target, points_of(kernel))
-        for kernel in KERNELS
+        Task(kernel, target, (point,))
+        for kernel, point in WORKLOADS
         if kernel.template.accepts(kernel.workload, target)
     ]
 
 
+def distinct(task: Task) -> list[Config]:
+    """The space, each kernel once: of those that look alike at the task's size the one with fewest changed knobs."""
+    template, workload = task.kernel.template, task.kernel.workload
+    default = template.default(workload, task.target)
+    configs = list(template.space(workload, task.target))
+    found: dict[bytes, Config] = {}
+    for config, vector in zip(configs, features.matrix(task, task.points[0], configs), strict=True):
+        known = found.setdefault(vector.tobytes(), config)
+        if _changes(config, default) < _changes(known, default):
+            found[vector.tobytes()] = config
+    return list(found.values())
+
+
+def _changes(config: Config, default: Config) -> int:
+    return sum(config[name] != value for name, value in default.items())
+
+
 # -- the table ----------------------------------------------------------------------------------------------------
+# A line is a workload, {"task", "point", "target", "cpu", "cores", "knobs"}, or a configuration of the last such line:
+# [values of its knobs, status, seconds, default's seconds, spread], the times only where the status is "ok".
 def load(path: Path, target: Target) -> Table:
     """What was recorded for these workloads, of this target and these versions of the templates."""
     table: Table = {task: {} for task in tasks(target)}
-    by_key = {task.key: task for task in table}
+    by_name = {(task.key, str(task.points[0]), target.name): task for task in table}
+    task, knobs = None, list[str]()
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         entry = json.loads(line)
-        task = by_key.get(entry["task"])
-        if task is not None and entry["target"] == target.name:
-            timings = {point: Timing(*t) for point, t in entry["timings"].items()}
-            calm = all(t.spread < CALM for t in timings.values())
-            if entry["status"] != "ok" or (calm and all(str(p) in timings for p in task.points)):
-                table[task][key(entry["config"])] = Measurement(entry["config"], entry["status"], timings)
+        if isinstance(entry, dict):
+            task, knobs = by_name.get((entry["task"], entry["point"], entry["target"])), entry["knobs"]
+        elif task is not None and (entry[1] != "ok" or entry[4] < CALM):
+            config = dict(zip(knobs, entry[0], strict=True))
+            timings = {str(task.points[0]): Timing(*entry[2:])} if entry[1] == "ok" else {}
+            table[task][key(config)] = Measurement(config, entry[1], timings)
     return table
 
 
@@ -101,35 +131,51 @@ def record(path: Path, target: Target, seconds: float) -> None:
 
     table, end = load(path, target), time.monotonic() + seconds
     path.parent.mkdir(parents=True, exist_ok=True)
-    left: dict[Task, list] = {}
+    left: dict[Task, list[Config]] = {}
     for task, known in table.items():
-        configs = list(task.kernel.template.space(task.kernel.workload, target))
+        configs = distinct(task)
         Random(task.key).shuffle(configs)
         left[task] = [c for c in configs if key(c) not in known]
     with Measurer(target) as measurer, path.open("a", encoding="utf-8") as file:
         while any(left.values()):
             for task, configs in left.items():
-                batch, left[task] = configs[: 2 * BATCH], configs[2 * BATCH :]
+                batch, left[task] = configs[: 4 * BATCH], configs[4 * BATCH :]
                 try:
-                    for m in measurer.measure(task, batch):
-                        timings = {p: (t.seconds, t.default_seconds, t.spread) for p, t in m.timings.items()}
-                        entry = {"task": task.key, "target": target.name, "config": dict(m.config), "status": m.status}
-                        file.write(json.dumps(entry | {"timings": timings}) + "\n")
-                        file.flush()
+                    lines = [_row(m) for m in measurer.measure(task, batch)]
                 except KernelError as error:
                     print(error, file=sys.stderr)
                     left[task] = []
+                    continue
+                if lines:
+                    file.write("".join(f"{line}\n" for line in [_header(task), *lines]))
+                    file.flush()
                 if time.monotonic() > end:
                     return
+
+
+def _header(task: Task) -> str:
+    here, knobs = machine(), task.kernel.template.space(task.kernel.workload, task.target).knobs
+    names = {"task": task.key, "point": str(task.points[0]), "target": task.target.name}
+    return json.dumps(names | {"cpu": here.cpu, "cores": here.cores, "knobs": sorted(knobs)})
+
+
+def _row(m: Measurement) -> str:
+    values = [m.config[name] for name in sorted(m.config)]
+    times = [float(f"{x:.4g}") for t in m.timings.values() for x in (t.seconds, t.default_seconds, t.spread)]
+    return json.dumps([values, m.status, *times], separators=(",", ":"))
 
 
 # -- searches ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Figures:
-    """One workload's: trials are medians over seeds, and `random_over` the mean random trials over the mean learned."""
+    """One workload's: trials are medians over seeds, `random_over` the mean random trials over the mean learned.
+
+    `curves` by strategy and seed: the best cost relative to the best-known after each of the first trials.
+    """
 
     task: str
     configs: int
+    measured: float
     best: float
     within_5: float
     random: float
@@ -139,58 +185,69 @@ class Figures:
     random_over_warm: float
     tau: float
     top8: float
+    curves: dict[str, list[list[float]]]
 
 
 def judge(task: Task, table: Table, seeds: Sequence[int]) -> Figures:
-    """All strategies on one workload, the others being what is known beforehand."""
-    measured = {
-        k: m
-        for k, m in table[task].items()
-        if k != key(task.kernel.template.default(task.kernel.workload, task.target))
-    }
+    """All strategies on one workload, the others, at whatever size, being what is known beforehand."""
+    default = key(task.kernel.template.default(task.kernel.workload, task.target))
+    measured = {k: m for k, m in table[task].items() if k != default}
     costs = {k: m.cost(task.points) for k, m in measured.items()}
-    goal = min(costs.values()) / LEVEL
-    history = [(other, m) for other, known in table.items() if other is not task for m in known.values()]
+    best = min(costs.values())
+    history = [(other, m) for other, known in table.items() if other.key != task.key for m in known.values()]
     full = task.kernel.template.space(task.kernel.workload, task.target)
     space = Space(full.knobs, lambda config: key(config) in measured)
 
-    def learned(prior: CostModel, begin: Iterable, seed: int) -> int:
-        search, trials = Search(task, prior, starts=begin, seed=seed, space=space), 0
+    def learned(prior: CostModel, begin: Iterable[Config], seed: int) -> list[float]:
+        search, found = Search(task, prior, starts=begin, seed=seed, space=space), list[float]()
         while batch := search.propose(BATCH):
-            for config in batch:
-                trials += 1
-                if costs[key(config)] <= goal:
-                    return trials
+            found += [costs[key(c)] for c in batch]
+            if min(found) <= best and len(found) >= CURVE:
+                break
             search.observe([measured[key(c)] for c in batch])
-        return trials
+        return found
 
-    def blind(seed: int) -> int:
-        order = list(costs)
+    def blind(seed: int) -> list[float]:
+        order = list(costs.values())
         Random(f"{seed} {task.key}").shuffle(order)
-        return next(i for i, k in enumerate(order, 1) if costs[k] <= goal)
+        return order
 
     model = CostModel.fit(Samples.of(history, task.target), kind="regression")
     begin = starts(task, history)
-    keys = list(costs)
-    predicted = model.predict(task, [measured[k].config for k in keys]).mean
-    actual = np.array([costs[k] for k in keys])
-    random = [blind(seed) for seed in range(200)]
-    cold = [learned(CostModel(), (), seed) for seed in seeds]
-    warm = [learned(model, begin, seed) for seed in seeds]
+    runs = {
+        "random": [blind(seed) for seed in range(100)],
+        "cold": [learned(CostModel(), (), seed) for seed in seeds],
+        "warm": [learned(model, begin, seed) for seed in seeds],
+    }
+    trials = {name: [_trials(run, best / LEVEL) for run in found] for name, found in runs.items()}
+    predicted = model.predict(task, [m.config for m in measured.values()]).mean
+    actual = np.array(list(costs.values()))
     timed = np.isfinite(actual)
     return Figures(
-        task=f"{task.kernel.template.name} {task.kernel.workload.key()}",
+        task=f"{task.kernel.template.name} {task.points[0]} {task.kernel.workload.key()}",
         configs=len(costs),
-        best=min(costs.values()),
-        within_5=float(np.mean(actual <= min(actual) * 1.05)),
-        random=statistics.median(random),
-        cold=statistics.median(cold),
-        warm=statistics.median(warm),
-        random_over_cold=statistics.mean(random) / statistics.mean(cold),
-        random_over_warm=statistics.mean(random) / statistics.mean(warm),
+        measured=len(table[task]) / len(distinct(task)),
+        best=best,
+        within_5=float(np.mean(actual <= best * 1.05)),
+        random=statistics.median(trials["random"]),
+        cold=statistics.median(trials["cold"]),
+        warm=statistics.median(trials["warm"]),
+        random_over_cold=statistics.mean(trials["random"]) / statistics.mean(trials["cold"]),
+        random_over_warm=statistics.mean(trials["random"]) / statistics.mean(trials["warm"]),
         tau=tau(predicted[timed], actual[timed]),
-        top8=float(actual.min() / actual[np.argsort(predicted)[:8]].min()),
+        top8=best / float(actual[np.argsort(predicted)[:8]].min()),
+        curves={name: [_curve(run, best) for run in found[: len(seeds)]] for name, found in runs.items()},
     )
+
+
+def _trials(costs: Sequence[float], goal: float) -> int:
+    """How many candidates until one reaches the goal."""
+    return next((i for i, cost in enumerate(costs, 1) if cost <= goal), len(costs))
+
+
+def _curve(costs: Sequence[float], best: float) -> list[float]:
+    """The best so far, relative to the best-known; it starts at the default, whose cost is 1."""
+    return [round(float(c) / best, 4) for c in np.minimum.accumulate([1.0, *costs])[1 : CURVE + 1]]
 
 
 def summary(found: Sequence[Figures]) -> dict[str, float]:
@@ -199,6 +256,7 @@ def summary(found: Sequence[Figures]) -> dict[str, float]:
 
     return {
         "workloads": len(found),
+        "exhaustive": sum(f.measured == 1 for f in found),
         "trials_to_95_warm": median(lambda f: f.warm),
         "trials_to_95_cold": median(lambda f: f.cold),
         "trials_to_95_random": median(lambda f: f.random),
@@ -206,25 +264,26 @@ def summary(found: Sequence[Figures]) -> dict[str, float]:
         "random_over_learned_cold": median(lambda f: f.random_over_cold),
         "tau": median(lambda f: f.tau),
         "top8_within_5": statistics.mean(f.top8 >= 0.95 for f in found),
+        "within_5": median(lambda f: f.within_5),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, default=TABLE, help=f"where measurements are kept (default {TABLE})")
+    parser.add_argument("--table", type=Path, help=f"default: {OWN} once something was recorded, else {SHIPPED.name}")
     parser.add_argument("--record", type=float, metavar="SECONDS", help="measure for so long, then judge")
-    parser.add_argument("--quick", action="store_true", help="one seed; an empty table is filled for two minutes")
+    parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--seed", type=int, default=0, help="of the first search; others count up")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     target = native()
-    seconds = args.record or (120 if args.quick and not args.table.exists() else 0)
-    if seconds:
-        record(args.table, target, seconds)
-    table = {task: known for task, known in load(args.table, target).items() if len(known) > BATCH}
+    path = args.table or (OWN if args.record or OWN.exists() else SHIPPED)
+    if args.record:
+        record(path, target, args.record)
+    table = {task: known for task, known in load(path, target).items() if len(known) > BATCH}
     if len(table) < 2:
-        sys.exit(f"{args.table} holds too little: measure first with --record SECONDS")
+        sys.exit(f"{path} holds too little of {target.name}: measure first with --record SECONDS")
     seeds = range(args.seed, args.seed + (1 if args.quick else args.seeds))
     found = []
     for task in table:
@@ -232,14 +291,16 @@ def main() -> None:
         if not args.json:
             f = found[-1]
             print(
-                f"{f.configs:5} configs, {f.within_5:4.0%} within 5 %, best {f.best:.3f}; "
-                f"trials to 95 %: random {f.random:4.0f}, cold {f.cold:4.0f}, warm {f.warm:4.0f}; "
-                f"tau {f.tau:5.2f}, top 8 at {f.top8:4.0%}  {f.task[:60]}",
+                f"{f.configs:4} configs ({f.measured:4.0%}), {f.within_5:4.0%} within 5 %, best {f.best:.3f}; trials "
+                f"to 95 %: random {f.random:3.0f}, cold {f.cold:3.0f} ({f.random_over_cold:.1f}x), warm {f.warm:3.0f} "
+                f"({f.random_over_warm:.1f}x); tau {f.tau:5.2f}, top 8 at {f.top8:4.0%}  {f.task[:50]}",
                 flush=True,
             )
     figures = summary(found)
     if args.json:
-        print(json.dumps(figures | {"by_workload": [asdict(f) for f in found]}, indent=2))
+        by_workload = [asdict(f) for f in found]
+        curves = {f["task"]: f.pop("curves") for f in by_workload}
+        print(json.dumps(figures | {"by_workload": by_workload, "curves": curves}))
     else:
         print("  ".join(f"{name} {value:.3g}" for name, value in figures.items()))
 

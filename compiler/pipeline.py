@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from llmc.artifact import Artifact, describe
 from llmc.build import build
@@ -27,8 +27,11 @@ from llmc.schedules.base import Kernel
 from llmc.select import Plan, select
 from llmc.targets.base import Target
 from llmc.tune import Choice, choose_configs
-from llmc.tune.stage import KernelReport, report, resolve_tuning, tune_kernels
-from llmc.tune.tuner import TaskResult, TuneEvent
+from llmc.tune.effort import Elsewhere, Tuning, resolve_tuning
+
+if TYPE_CHECKING:  # the search loads XGBoost, 90 MB that a compilation without tuning does not need
+    from llmc.tune.stage import KernelReport
+    from llmc.tune.tuner import TaskResult, TuneEvent
 
 Dims = Mapping[str, int | tuple[int, int]]
 
@@ -83,7 +86,7 @@ def compile(
 
     def choose() -> dict[Kernel, Choice]:
         if tuning:
-            tune_kernels(calls, machine, tuning, tune_progress)
+            _search(calls, machine, tuning, tune_progress)
         return choose_configs(calls, machine, known)
 
     choices = stage("tune", choose, _provenance)
@@ -107,17 +110,30 @@ def tune_model(
     seed: int = 0,
     database: str | Path | None = None,
     tune_progress: Callable[[TuneEvent], None] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Tuned:
-    """Tune a model's kernels as `compile` does, and build nothing: what is found waits in the database."""
+    """Tune a model's kernels as `compile` does, here or `elsewhere`, and build nothing: what is found waits in the
+    database."""
     stage = _Stages(progress, None)
     machine, format = resolve_target(target), resolve_format(quantize)
     known = Path(database) if database else None
-    tuning = resolve_tuning(tune, machine, tune_seconds, trials, seed, known)
+    tuning = resolve_tuning(tune, machine, tune_seconds, trials, seed, known, elsewhere)
     plan, _ = _plan(stage, Path(model), machine, format, dims)
     calls = plan.calls()
-    search = lambda: tune_kernels(calls, machine, tuning, tune_progress) if tuning else []  # noqa: E731
+    search = lambda: _search(calls, machine, tuning, tune_progress) if tuning else []  # noqa: E731
     results = stage("tune", search, lambda found: f"{sum(len(r.trials) for r in found)} trials")
+
+    from llmc.tune.stage import report
+
     return Tuned(results, report(calls, choose_configs(calls, machine, known), results))
+
+
+def _search(
+    calls: Mapping[Kernel, int], machine: Target, tuning: Tuning, progress: Callable[[TuneEvent], None] | None
+) -> list[TaskResult]:
+    from llmc.tune.stage import tune_kernels
+
+    return tune_kernels(calls, machine, tuning, progress)
 
 
 def _plan(

@@ -9,6 +9,8 @@ simplification a GEMM runs 20 times slower, since guards stay in its inner loop)
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 from llmc.tvm_shim import IRModule, PrimFunc, TvmTarget, register_tir_pipeline, s_tir, tirx, tvm
@@ -49,6 +51,18 @@ def build_kernels(kernels: dict[str, PrimFunc], target: TvmTarget) -> Any:
     """A runtime module of kernels by name, for measuring and testing them alone."""
     marked = {name: mark_kernel(func).with_attr("global_symbol", name) for name, func in kernels.items()}
     return tvm.tirx.build(IRModule(marked), target, pipeline=PIPELINE)
+
+
+def link(module: Any, library: Path) -> Any:
+    """What `build_kernels` returned, as a shared library that is written and loaded: LLVM then generates code once, for
+    the file, and not in memory. Raises CalledProcessError where the linker fails."""
+    parts = library.with_suffix(".o")
+    module.write_to_file(str(parts), "o")
+    # Not by way of the compiler's driver, which takes four times as long. A missing symbol is to fail here, not when
+    # the kernel runs.
+    command = ["ld", "-shared", "-z", "now", "-o", str(library), str(parts)]
+    subprocess.run(command, check=True, capture_output=True)
+    return tvm.runtime.load_module(str(library))
 
 
 def _factory() -> tuple[Any, Any, Any]:

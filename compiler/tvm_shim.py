@@ -15,7 +15,7 @@ os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 import tvm
 import tvm_ffi
-from tvm import relax, s_tir, te, tirx, topi
+from tvm import relax, rpc, s_tir, te, tirx, topi
 from tvm.ir import Expr, IRModule
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
@@ -65,6 +65,7 @@ __all__ = [
     "TvmTarget",
     "register_tir_pipeline",
     "relax",
+    "rpc",
     "s_tir",
     "substitute",
     "te",

@@ -50,6 +50,7 @@ MAY_SEE = {
     "options": {"errors", "targets"},
     "pipeline": GRAPH
     | {"importer", "quantize", "fuse", "select", "tune", "lower", "build", "artifact", "options", "package"},
+    "tuning": KERNELS | {"options", "package", "tune"},
     "runtime": {"errors", "package"},
     "engines": SERVING,
     "perplexity": {"errors", "engines"},
@@ -58,7 +59,8 @@ MAY_SEE = {
     "checker": MEASURING,
     "ceilings": KERNELS,
     "profile": KERNELS | SERVING | {"bench", "ceilings", "options"},
-    "cli": MEASURING | {"bench", "checker", "profile", "pipeline", "quantize", "targets", "tune"},
+    "report": SERVING | {"targets", "tune", "bench", "profile"},
+    "cli": MEASURING | {"bench", "checker", "profile", "pipeline", "quantize", "report", "targets", "tune", "tuning"},
     "__main__": {"cli"},
     "": {"errors", "pipeline", "runtime", "checker"},
 }

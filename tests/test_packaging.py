@@ -91,5 +91,6 @@ def test_what_is_imported_is_installed(arguments: dict[str, Any]) -> None:
     source = imported(("compiler", "schedules", "targets"))
     onnxruntime_serves_check = {"onnxruntime"}
     dependencies_of_onnx = {"google"}
-    assert source - OPTIONAL_PEERS - onnxruntime_serves_check - dependencies_of_onnx <= brought(run + extras["compile"])
+    offered = [requirement for name in ("compile", "report", "remote", "cluster") for requirement in extras[name]]
+    assert source - OPTIONAL_PEERS - onnxruntime_serves_check - dependencies_of_onnx <= brought(run + offered)
     assert imported(("tests", "examples")) - dependencies_of_onnx <= brought(run + extras["test"])

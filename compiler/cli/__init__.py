@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from llmc.cli import bench, check, compile, generate, inspect, logs, run, targets, tune
+from llmc.cli import bench, check, compile, generate, inspect, logs, report, run, targets, tune
 from llmc.errors import LlmcError
 
 # Help without rich: it costs 60 ms at every start, and the text must also read well in a pipe.
@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (compile, tune, run, generate, bench, check, inspect, targets):
+for verb in (compile, tune, run, generate, bench, check, inspect, report, targets):
     app.command(verb.__name__.rpartition(".")[2])(verb.command)
 app.add_typer(logs.app, name="logs")
 

@@ -62,7 +62,7 @@ def command(
             "no such file", where=str(model), hint="give the ONNX file that the artifact was compiled from"
         )
     manifest = open_artifact(artifact).manifest
-    tasks = bench.decoder_tasks(lengths, decode) if manifest.decoder else [_call_task(manifest, dim or [])]
+    tasks = bench.decoder_tasks(lengths, decode) if manifest.decoder else [call_task(manifest, dim or [])]
     if profile:
         _profile(artifact, tasks, threads, json)
         return
@@ -113,7 +113,7 @@ def _figures(seconds: float, total: float) -> tuple[str, str]:
     return f"{seconds * 1e3:.3f}", f"{seconds / total:.1%}"
 
 
-def _call_task(manifest: Manifest, dim: list[str]) -> Task:
+def call_task(manifest: Manifest, dim: list[str]) -> Task:
     """One call of the main function at the sizes of --dim; 1 and 128 where none is given."""
     import numpy as np
 

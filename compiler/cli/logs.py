@@ -13,6 +13,7 @@ from llmc.cli.tuning import DatabaseOption, SeedOption
 from llmc.errors import OptionError
 
 if TYPE_CHECKING:
+    from llmc.tune.cost_model import CostModel
     from llmc.tune.database import Database
     from llmc.tune.overview import KeySummary
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 
 TargetOption = Annotated[str | None, typer.Option("--target", help="Only records of this target.")]
+PredictOption = Annotated[str, typer.Option("--target", help="The target to predict for.")]
 LogArgument = Annotated[Path, typer.Argument(help="A log: one record a line.")]
 
 
@@ -144,8 +146,38 @@ def prune(
 
 
 @app.command()
+def train(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, JSON.")],
+    target: PredictOption = "native",
+    seed: SeedOption = 0,
+    db: DatabaseOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Train the cost model on all that is known, and keep it.
+
+    How well it ranks tasks that it has not seen is told by Kendall's tau, for both kinds of models; the better one is
+    kept.
+
+    \b
+    Example:
+      llmc logs train -o model.json
+    """
+    model = _learned(target, seed, db)
+    if not model.prior:
+        raise OptionError("nothing was measured yet", where="logs train", hint="`llmc tune` measures, and then train")
+    model.save(output)
+    if json:
+        print_json({"output": str(output), "kind": model.kind, "kendall_tau": _quality(model)})
+        return
+    stderr().print(f"wrote {output}, a {model.kind}; {_told_quality(model)}", markup=False)
+
+
+@app.command()
 def explain(
-    target: Annotated[str, typer.Option(help="The target to predict for.")] = "native",
+    model: Annotated[
+        Path | None, typer.Option(help="One that `llmc logs train` kept; default: trained on all that is known.")
+    ] = None,
+    target: PredictOption = "native",
     top: Annotated[int, typer.Option(min=1, help="How many features to show.")] = 20,
     seed: SeedOption = 0,
     db: DatabaseOption = None,
@@ -153,25 +185,77 @@ def explain(
 ) -> None:
     """Show which features the cost model goes by.
 
-    It is trained on all that is known; how well it ranks tasks that it has not seen is told, too.
+    How well it ranks tasks that it has not seen is told, too.
 
     \b
     Example:
       llmc logs explain --top 10
+      llmc logs explain --model model.json
     """
+    chosen = _kept(model) if model else _learned(target, seed, db)
+    shares = chosen.explain(top)
+    if json:
+        print_json({"kind": chosen.kind, "kendall_tau": _quality(chosen), "features": shares})
+        return
+    print_table(("feature", "share"), [(name, f"{share:.1%}") for name, share in shares.items()], title=chosen.kind)
+    stderr().print(_told_quality(chosen))
+
+
+@app.command()
+def explain_miss(
+    artifact: Annotated[Path, typer.Argument(help="The .llmc file.")], db: DatabaseOption = None, json: JsonFlag = False
+) -> None:
+    """Show what the database knows of an artifact's kernels.
+
+    Where a compilation would find nothing better than the default, it is told why: in which part of the key the nearest
+    record differs.
+
+    \b
+    Example:
+      llmc logs explain-miss model.llmc
+    """
+    from llmc import tuning
+
+    subject = tuning.of_artifact(artifact)
+    with _existing(db) as database:
+        found = tuning.look_up(subject, database.path)
+    for line in subject.left_out:
+        stderr().print(f"  left out: {line}", markup=False)
+    if json:
+        print_json([asdict(f) for f in found])
+        return
+    rows = [(f.template, f.provenance, f"{f.ratio:.3f}", f.miss, f.workload) for f in found]
+    print_table(("kernel", "found by", "of default", "missed because", "workload"), rows)
+
+
+def _learned(target: str, seed: int, db: Path | None) -> CostModel:
+    """The cost model as a search would start with it."""
     from llmc import options
     from llmc.tune.stage import learn
 
     with _existing(db) as database:
-        model = learn(database, options.resolve_target(target), seed)
-    shares = model.explain(top)
-    quality = {kind: None if tau != tau else tau for kind, tau in model.quality.items()}
-    if json:
-        print_json({"kind": model.kind, "kendall_tau": quality, "features": shares})
-        return
-    scores = ", ".join(f"{kind} {'unknown' if tau is None else f'{tau:.2f}'}" for kind, tau in quality.items())
-    print_table(("feature", "share"), [(name, f"{share:.1%}") for name, share in shares.items()], title=model.kind)
-    stderr().print(f"Kendall's tau on tasks left out: {scores}")
+        return learn(database, options.resolve_target(target), seed)
+
+
+def _kept(path: Path) -> CostModel:
+    """The cost model that a file holds. Raises OptionError."""
+    from llmc.tune.cost_model import CostModel
+
+    try:
+        return CostModel.load(path)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        hint = "`llmc logs train -o model.json` writes one"
+        raise OptionError("is no cost model", where=str(path), hint=hint) from None
+
+
+def _quality(model: CostModel) -> dict[str, float | None]:
+    """Kendall's tau by kind of model; None where there were too few tasks to tell."""
+    return {kind: None if tau != tau else tau for kind, tau in model.quality.items()}
+
+
+def _told_quality(model: CostModel) -> str:
+    scores = (f"{kind} {'unknown' if tau is None else f'{tau:.2f}'}" for kind, tau in _quality(model).items())
+    return f"Kendall's tau on tasks left out: {', '.join(scores)}"
 
 
 def _existing(db: Path | None) -> Database:

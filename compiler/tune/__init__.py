@@ -37,8 +37,9 @@ class Choice:
 def choose_configs(kernels: Iterable[Kernel], target: Target, database: Path | None = None) -> dict[Kernel, Choice]:
     """The best known configuration of every kernel.
 
-    What was measured on this machine goes first (`database`; None: the user's own), then what llmc ships for the
-    target, then the template's default. Raises DatabaseError and LogError.
+    What `database` (None: the user's own) holds goes first, then what llmc ships for the target, then the template's
+    default. Of either, what was measured on a machine like this one decides alone, where there is any. Raises
+    DatabaseError and LogError.
     """
     kernels = list(kernels)
     path = database or default_path()
@@ -79,9 +80,9 @@ def buildable(kernels: Iterable[Kernel], target: Target) -> Callable[[Kernel, Co
 
 
 def _tuned(kernel: Kernel, records: list[Record], target: Target, allowed: Callable[[Config], bool]) -> Choice | None:
-    """From records made on this machine, with this TVM, for this version of the template."""
+    """From records of this TVM and this version of the template, made here, by a device, or elsewhere and imported."""
     here = Key.of(Task(kernel, target, ()))
-    same = [r for r in records if set(r.key.differences(here)) <= {"points"}]
+    same = [r for r in records if set(r.key.differences(here)) <= {"points", "cpu", "cores"}]
     return _best(same, allowed, "tuned")
 
 
@@ -94,11 +95,13 @@ def _shipped(kernel: Kernel, target: Target, allowed: Callable[[Config], bool]) 
 
 
 def _best(records: list[Record], allowed: Callable[[Config], bool], provenance: Provenance) -> Choice | None:
-    """The best configuration under one key. Keys like this machine's go first, then those with more points."""
-    groups: defaultdict[Key, list[Record]] = defaultdict(list)
-    for record in records:
-        groups[record.key].append(record)
+    """The best configuration under one key, those with more points first. What this CPU's records say is not outvoted
+    by others'; otherwise keys like this machine's go first."""
     here = machine()
+    own = [record for record in records if record.key.cpu == here.cpu]
+    groups: defaultdict[Key, list[Record]] = defaultdict(list)
+    for record in own or records:
+        groups[record.key].append(record)
 
     def likeness(key: Key) -> tuple[bool, bool, int]:
         return key.cpu == here.cpu, key.cores == here.cores, len(parse_points(key.points))

@@ -4,6 +4,9 @@ Gradient-boosted trees (Chen and Guestrin, "XGBoost", 2016) over the vectors of 
 trained on everything that was ever measured, and a correction, trained on what the current task's own measurements
 leave over. Each layer has several members, trained on resampled data: their disagreement is the model's uncertainty.
 
+Candidates that are built but not timed can be judged by a model of its own, `CostModel.built`, over longer vectors that
+tell what their machine code shows.
+
 The prior is either a regression of log2(time / default's time), or a ranking of configurations within a task and
 point ("rank:pairwise", as in Chen et al., "Learning to Optimize Tensor Programs", 2018), scaled to the same unit.
 Cross-validation over whole tasks decides. Candidates that failed train a classifier of their own.
@@ -12,7 +15,7 @@ Cross-validation over whole tasks decides. Candidates that failed train a classi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,72 +25,20 @@ import xgboost
 
 from llmc.errors import OptionError
 from llmc.schedules.base import Config
-from llmc.targets.base import Target
 from llmc.tune import features
-from llmc.tune.task import Measurement, Task
+from llmc.tune.samples import Samples as Samples
+from llmc.tune.task import Task
 
 Kind = Literal["regression", "ranking"]
 
-SCHEMA = 1
+SCHEMA = 2
 MEMBERS = 4
 _FOLDS = 5
-_LEAST_NOISE = 0.02  # log2: even a quiet measurement is not trusted more
 # One thread: with few rows a second one costs more than it brings, and it would disturb what is being measured.
 _TREES: dict[str, Any] = {"tree_method": "hist", "max_bin": 64, "nthread": 1, "verbosity": 0, "subsample": 0.8}
 _PRIOR = {**_TREES, "max_depth": 6, "eta": 0.1, "colsample_bytree": 0.6, "min_child_weight": 2}
 _CORRECTION = {**_TREES, "max_depth": 4, "eta": 0.15, "colsample_bytree": 0.5, "min_child_weight": 1, "lambda": 0.5}
 _PRIOR_ROUNDS, _CORRECTION_ROUNDS, _FAILURE_ROUNDS = 200, 40, 60
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Measurements as arrays of n rows, one for each candidate and point.
-
-    X [n, features]; y [n] log2(time / default's time), NaN where the candidate failed; noise [n] spread in the same
-    unit; group [n] numbers the pairs of task and point, task [n] the tasks.
-    """
-
-    X: np.ndarray
-    y: np.ndarray
-    noise: np.ndarray
-    group: np.ndarray
-    task: np.ndarray
-
-    @staticmethod
-    def of(
-        records: Iterable[tuple[Task, Measurement]], target: Target | None = None, threads: int | None = None
-    ) -> Samples:
-        """Records of other targets than `target` are marked as foreign."""
-        by_task: dict[tuple[str, str], tuple[Task, list[Measurement]]] = {}
-        for task, measurement in records:
-            by_task.setdefault((task.key, task.target.name), (task, []))[1].append(measurement)
-        parts: list[tuple[np.ndarray, ...]] = []
-        for number, (task, found) in enumerate(by_task.values()):
-            foreign = target is not None and task.target.name != target.name
-            configs = [m.config for m in found]
-            for point in task.points:
-                timings = [m.timings.get(str(point)) for m in found]
-                kept = [i for i, m in enumerate(found) if m.status != "ok" or timings[i] is not None]
-                X = features.matrix(task, point, [configs[i] for i in kept], threads, foreign)
-                y = np.array([np.log2(t.ratio) if (t := timings[i]) else np.nan for i in kept])
-                noise = np.array([t.spread / np.log(2) if (t := timings[i]) else 0.0 for i in kept])
-                group = np.full(len(kept), len(parts))
-                parts.append((X, y, noise, group, np.full(len(kept), number)))
-        if not parts:
-            return Samples(np.empty((0, len(features.names())), np.float32), *(np.empty(0) for _ in range(4)))
-        return Samples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def take(self, rows: np.ndarray) -> Samples:
-        """The rows of an index or mask."""
-        return Samples(*(column[rows] for column in (self.X, self.y, self.noise, self.group, self.task)))
-
-    @property
-    def weight(self) -> np.ndarray:
-        """How much each row counts: quiet measurements more, up to a limit."""
-        return 1 / (1 + (self.noise / _LEAST_NOISE) ** 2 / 4)
 
 
 @dataclass(frozen=True)
@@ -109,29 +60,40 @@ class CostModel:
     correction: tuple[xgboost.Booster, ...] = ()
     failures: xgboost.Booster | None = None
     quality: Mapping[str, float] = field(default_factory=dict)  # Kendall's tau in cross-validation, by kind
+    built: CostModel | None = None  # the same over longer vectors, for candidates whose machine code is known
 
     # -- learning -----------------------------------------------------------------------------------------------
     @staticmethod
     def fit(samples: Samples, seed: int = 0, kind: Kind | None = None) -> CostModel:
         """A prior from measurements of many tasks; without `kind` the one that ranks unknown tasks better."""
-        timed = samples.take(~np.isnan(samples.y))
         quality: dict[str, float] = {}
         chosen = kind or "regression"
         if kind is None:
             kinds: tuple[Kind, ...] = ("regression", "ranking")
-            quality = {k: cross_validate(timed, k, seed) for k in kinds}
+            quality = {k: cross_validate(samples.timed(), k, seed) for k in kinds}
             chosen = max(kinds, key=lambda k: np.nan_to_num(quality[k], nan=-1))
-        failures = _fit_failures(samples, seed)
-        if not len(timed):
-            return CostModel(chosen, failures=failures, quality=quality)
-        prior, scale = zip(*(_fit_prior(timed, chosen, seed + i) for i in range(MEMBERS)), strict=True)
-        return CostModel(chosen, prior, scale, failures=failures, quality=quality)
+        return replace(_fit(samples, chosen, seed), quality=quality)
+
+    def learn_code(self, samples: Samples, seed: int = 0) -> CostModel:
+        """This model, and beside it one of candidates whose machine code is known, as far as `samples` tell of them.
+
+        Its `quality` then says how well such candidates are ranked by all that is known, and by the rest alone.
+        """
+        known = samples.with_code()
+        if not len(known.timed()):
+            return self
+        rest = replace(known, X=known.X[:, : len(features.names())])
+        compared = {
+            name: cross_validate(s.timed(), "regression", seed) for name, s in (("with code", known), ("without", rest))
+        }
+        return replace(self, built=_fit(known, "regression", seed), quality={**self.quality, **compared})
 
     def adapt(self, samples: Samples, seed: int = 0) -> CostModel:
         """This prior, corrected by a task's own measurements; an earlier correction is replaced."""
-        timed = samples.take(~np.isnan(samples.y))
+        timed = samples.timed()
         if not len(timed):
             return self
+        built = self.built.adapt(samples.with_code(), seed) if self.built else None
         left_over = timed.y - replace(self, correction=())._members(timed.X)
         rng = np.random.default_rng(seed)
         correction = []
@@ -141,7 +103,8 @@ class CostModel:
             parameters = {**_CORRECTION, "seed": seed + i, "base_score": 0.0}
             correction.append(xgboost.train(parameters, data, _CORRECTION_ROUNDS))
         failures = _fit_failures(samples, seed)
-        return replace(self, correction=tuple(correction), failures=self.failures if failures is None else failures)
+        failures = self.failures if failures is None else failures
+        return replace(self, correction=tuple(correction), failures=failures, built=built)
 
     # -- predicting ---------------------------------------------------------------------------------------------
     def predict(
@@ -150,6 +113,22 @@ class CostModel:
         """The whole task's cost, by the weights of its points, as `Measurement.cost` sums it up."""
         vectors = [features.matrix(task, p, configs, threads, foreign) for p in task.points]
         return self.predict_vectors(vectors, [p.weight for p in task.points])
+
+    def screen(
+        self,
+        task: Task,
+        configs: Sequence[Config],
+        codes: Sequence[Mapping[str, float]],
+        default: Mapping[str, float],
+        threads: int | None = None,
+    ) -> Prediction:
+        """The same of candidates that are built but not timed: `codes` is what their machine code shows (`BUILT`),
+        `default` what the default configuration's does."""
+        if self.built is None:
+            return self.predict(task, configs, threads)
+        shown = np.stack([features.built_vector(code, default) for code in codes])
+        vectors = [np.hstack([features.matrix(task, p, configs, threads), shown]) for p in task.points]
+        return self.built.predict_vectors(vectors, [p.weight for p in task.points])
 
     def predict_vectors(self, vectors: Sequence[np.ndarray], weights: Sequence[float]) -> Prediction:
         """The same from vectors [n, features] for each point."""
@@ -162,11 +141,7 @@ class CostModel:
 
     def _members(self, X: np.ndarray) -> np.ndarray:
         """log2 cost by member [members, n], without what a member says of the default itself."""
-        default = X.copy()
-        relative = X.shape[1] - len(features.CODE)
-        default[:, relative:] = np.where(np.isnan(X[:, relative:]), np.nan, 0)
-        default[:, len(features.TASK) : relative] -= X[:, relative:]
-        both = np.concatenate([X, default])
+        both = np.concatenate([X, features.of_default(X)])
         total = np.zeros((MEMBERS, len(X)))
         scales = (self.scale, (1.0,) * len(self.correction))
         for boosters, scale in zip((self.prior, self.correction), scales, strict=True):
@@ -178,39 +153,55 @@ class CostModel:
     # -- keeping and explaining ---------------------------------------------------------------------------------
     def explain(self, top: int = 20) -> dict[str, float]:
         """The features that matter most, and each one's share of the trees' total gain."""
-        gains = np.zeros(len(features.names()))
+        names = features.names(built=True)
+        gains = np.zeros(len(names))
         for booster in (*self.prior, *self.correction):
             for name, gain in booster.get_score(importance_type="total_gain").items():
                 gains[int(name[1:])] += gain
         order = np.argsort(-gains, kind="stable")[:top]
-        return {features.names()[i]: float(gains[i] / gains.sum()) for i in order if gains[i] > 0}
+        return {names[i]: float(gains[i] / gains.sum()) for i in order if gains[i] > 0}
 
     def save(self, path: Path) -> None:
-        """The prior as JSON; corrections belong to one task, and are not kept."""
-        content = {
-            "schema": SCHEMA,
-            "features": features.names(),
+        """The priors as JSON; corrections belong to one task, and are not kept."""
+        content = {"schema": SCHEMA, "features": features.names(built=True), "model": self._content()}
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+    def _content(self) -> dict[str, Any]:
+        return {
             "kind": self.kind,
             "scale": self.scale,
             "quality": dict(self.quality),
             "prior": [_to_text(b) for b in self.prior],
             "failures": None if self.failures is None else _to_text(self.failures),
+            "built": None if self.built is None else self.built._content(),
         }
-        path.write_text(json.dumps(content), encoding="utf-8")
 
     @staticmethod
     def load(path: Path) -> CostModel:
         """Raises OptionError for a model of other features, or another version."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("schema") != SCHEMA or content.get("features") != list(features.names()):
+        if content.get("schema") != SCHEMA or content.get("features") != list(features.names(built=True)):
             raise OptionError("the cost model is of another version of llmc", where=str(path), hint="train it again")
+        return CostModel._of(content["model"])
+
+    @staticmethod
+    def _of(content: Mapping[str, Any]) -> CostModel:
         return CostModel(
             content["kind"],
             tuple(_from_text(t) for t in content["prior"]),
             tuple(content["scale"]),
             failures=None if content["failures"] is None else _from_text(content["failures"]),
             quality=content["quality"],
+            built=None if content["built"] is None else CostModel._of(content["built"]),
         )
+
+
+def _fit(samples: Samples, kind: Kind, seed: int) -> CostModel:
+    timed, failures = samples.timed(), _fit_failures(samples, seed)
+    if not len(timed):
+        return CostModel(kind, failures=failures)
+    prior, scale = zip(*(_fit_prior(timed, kind, seed + i) for i in range(MEMBERS)), strict=True)
+    return CostModel(kind, prior, scale, failures=failures)
 
 
 def cross_validate(samples: Samples, kind: Kind, seed: int = 0) -> float:

@@ -18,16 +18,20 @@ from llmc.targets.base import Target
 from llmc.tune.record import Best, Key, Record, best_of
 from llmc.tune.task import Measurement, Task, Timing
 
-SCHEMA = 1
+SCHEMA = 2
 _BUSY_S = 30.0  # how long a writer waits for another
 _KEY = [f.name for f in fields(Key)]
-_VALUES = ["config", "status", "timings", "detail", "build_seconds", "verified", "seed", "time"]
+_VALUES = ["config", "status", "timings", "detail", "build_seconds", "verified", "seed", "time", "code"]
 _CREATE = f"""
 CREATE TABLE records (
     id INTEGER PRIMARY KEY,
     {", ".join(f"{name} NOT NULL" for name in [*_KEY, *_VALUES])}
 );
 CREATE INDEX by_workload ON records (template, workload);
+PRAGMA user_version = {SCHEMA};
+"""
+_FROM_1 = f"""
+ALTER TABLE records ADD COLUMN code NOT NULL DEFAULT '{{}}';
 PRAGMA user_version = {SCHEMA};
 """
 
@@ -45,6 +49,7 @@ class DatabaseError(LlmcError):
 class Database:
     """Measurements by key; a context manager. What `add` returned from survives kill -9 and a power cut.
 
+    A file of an earlier schema is brought up to date, whole or not at all; an earlier llmc that has it open goes on.
     Several processes may write at once. Raises DatabaseError.
     """
 
@@ -57,11 +62,10 @@ class Database:
             self._db.execute("PRAGMA synchronous = FULL")  # NORMAL may lose the last commits when the power fails
             self._db.execute("BEGIN IMMEDIATE")  # two processes may create the file at once
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in _CREATE.split(";"):
-                    self._db.execute(statement)
+            for statement in {0: _CREATE, 1: _FROM_1}.get(version, "").split(";"):
+                self._db.execute(statement)
             self._db.execute("COMMIT")
-        if version not in (0, SCHEMA):
+        if version not in range(SCHEMA + 1):
             self._db.close()
             raise DatabaseError(
                 f"the tuning database has schema {version}, this llmc reads {SCHEMA}",
@@ -181,11 +185,12 @@ def _row(record: Record, seed: int) -> tuple[object, ...]:
     timings = {point: [t.seconds, t.default_seconds, t.spread] for point, t in m.timings.items()}
     config = json.dumps(dict(m.config), sort_keys=True)
     values = (config, m.status, json.dumps(timings), m.detail, m.build_seconds, int(m.verified), seed, time.time())
-    return (*astuple(record.key), *values)
+    return (*astuple(record.key), *values, json.dumps(dict(m.code)))
 
 
 def _record(row: tuple) -> Record:
     key = Key(*row[: len(_KEY)])
-    config, status, timings, detail, build_seconds, verified, _, _ = row[len(_KEY) :]
+    config, status, timings, detail, build_seconds, verified, _, _, code = row[len(_KEY) :]
     times = {point: Timing(*values) for point, values in json.loads(timings).items()}
-    return Record(key, Measurement(json.loads(config), status, times, detail, build_seconds, bool(verified)))
+    loaded = json.loads(config), status, times, detail, build_seconds, bool(verified), json.loads(code)
+    return Record(key, Measurement(*loaded))

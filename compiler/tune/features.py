@@ -6,8 +6,11 @@ this configuration at this point (`CODE`), as the functions of `features_gemm`, 
 label, the time relative to the default, mostly follows from. Counts say what happens at the point, not what the knobs
 are: a knob without effect there leaves no trace, and kernels of different templates share one vocabulary.
 
-All quantities enter as log2: sizes, shares and costs act as ratios. A count that a template does not have is missing
-(NaN), which XGBoost's trees treat as a branch of their own.
+A candidate that is built shows more: `BUILT` is counted in its machine code (`machine_code`), and is appended, again
+with the same counts relative to the default's, where a built candidate is judged (`CostModel.screen`).
+
+All quantities enter as log2: sizes, shares and costs act as ratios. A count that a template does not have, or code that
+nobody looked at, is missing (NaN), which XGBoost's trees treat as a branch of their own.
 """
 
 from __future__ import annotations
@@ -89,12 +92,33 @@ CODE: dict[str, str] = {
     "slices": "pieces that a sum is cut into",
 }
 
+# Of machine code. All but `code` leave out what is in no loop; "hot" is the innermost loop with the most multiplies.
+BUILT: dict[str, str] = {
+    "code": "bytes of machine code",
+    "looped": "instructions in loops",
+    "zmm": "instructions with a register of 512 bits",
+    "ymm": "instructions with a register of 256 bits, and none wider",
+    "xmm": "instructions with a register of 128 bits, scalars among them, and none wider",
+    "dots": "instructions that multiply bytes and add them up: vpdpbusd, vpmaddubsw",
+    "fmas": "instructions that multiply and add float vectors",
+    "conversions": "instructions that widen, narrow or convert the elements of a vector",
+    "broadcasts": "instructions that repeat one element over a vector, themselves or as an operand",
+    "branches": "jumps",
+    "spills": "vector instructions that read or write the stack frame: registers spilled and reloaded, small scratch",
+    "hot_multiplies": "multiply instructions in one iteration of the hot loop",
+    "hot_instructions": "instructions in the hot loop, a multiply",
+    "hot_loads": "instructions in the hot loop that read memory, a multiply",
+    "hot_spills": "`spills` in the hot loop, a multiply",
+}
+
 _LEAST = 2.0**-10  # stands for zero
 
 
-def names() -> tuple[str, ...]:
-    """Names of the elements of a vector: counts, and with "~" before them counts relative to the default's."""
-    return (*TASK, *CODE, *(f"~{name}" for name in CODE))
+def names(built: bool = False) -> tuple[str, ...]:
+    """Names of the elements of a vector: counts, and with "~" before them counts relative to the default's. With
+    `built` those of machine code follow."""
+    parts = (CODE, BUILT) if built else (CODE,)
+    return (*TASK, *(f"{relative}{name}" for part in parts for relative in ("", "~") for name in part))
 
 
 def default_threads() -> int:
@@ -119,6 +143,25 @@ def matrix(
     counts = np.stack([code(config) for config in configs]) if configs else np.empty((0, len(CODE)))
     own = _log(counts)
     return np.hstack([np.broadcast_to(shared, (len(configs), len(shared))), own, own - default]).astype(np.float32)
+
+
+def built_vector(code: Mapping[str, float], default: Mapping[str, float]) -> np.ndarray:
+    """What follows a vector of `matrix` if the candidate's and the default's machine code are known, or one of them:
+    float32 [2 * len(BUILT)]. Either may be empty."""
+    own, base = (_log(np.array([counts.get(name, math.nan) for name in BUILT])) for counts in (code, default))
+    return np.concatenate([own, own - base]).astype(np.float32)
+
+
+def of_default(X: np.ndarray) -> np.ndarray:
+    """The default configuration's vectors at the points of the vectors `X`, of `matrix` or longer ones of machine code.
+    What they do not tell stays missing."""
+    default, start = X.copy(), len(TASK)
+    for part in (CODE, BUILT)[: 1 + (X.shape[1] > len(names()))]:
+        middle, end = start + len(part), start + 2 * len(part)
+        default[:, start:middle] -= X[:, middle:end]
+        default[:, middle:end] = np.where(np.isnan(X[:, middle:end]), np.nan, 0)
+        start = end
+    return default
 
 
 def _log(x: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from llmc.schedules.base import Config
 from llmc.targets.base import Target
 from llmc.targets.detect import machine
 from llmc.tune.task import Measurement, Status, Task
-from llmc.tune.worker import BUILT, GO, PREPARED, Job, out_of_memory
+from llmc.tune.worker import BUILT, GO, PREPARED, STARTED, Job, out_of_memory
 
 _PREPARE_S = 300.0  # for starting Python, making weights and computing references; our own code, not a candidate's
 
@@ -121,7 +121,7 @@ class Measurer:
     def _grant(self) -> None:
         """Let a worker that waits run, and the others stand still."""
         waiting = next((w for w in self._workers if w and w.phase == "waiting"), None)
-        if waiting is None:
+        if waiting is None or any(w and not w.started for w in self._workers):
             return
         for worker in filter(None, self._workers):
             if worker is not waiting:
@@ -163,7 +163,9 @@ class Measurer:
         if isinstance(message, Measurement):
             worker.enter("idle", None)
             return message
-        if message == PREPARED:
+        if message == STARTED:
+            worker.started = True
+        elif message == PREPARED:
             worker.enter("building", self.timeout_s)
         elif message == BUILT:
             worker.enter("waiting", None)
@@ -186,8 +188,10 @@ class _Worker:
     def __init__(self, memory_bytes: int) -> None:
         self.connection, theirs = Pipe()
         self.words = tempfile.TemporaryFile()  # noqa: SIM115 - what the process prints; closed by kill()
+        self.folder = tempfile.TemporaryDirectory(prefix="llmc-worker-")  # for the libraries of candidates
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+            "TMPDIR": self.folder.name,
             "TVM_NUM_THREADS": str(machine().cores),
             "TVM_BIND_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",  # references are not timed, and idle threads that spin would be in the way
@@ -204,7 +208,7 @@ class _Worker:
         )
         theirs.close()
         self.job: Job | None = None
-        self.stopped = False
+        self.stopped = self.started = False
         self.enter("idle", None)
 
     def enter(self, phase: Phase, limit: float | None) -> None:
@@ -235,6 +239,7 @@ class _Worker:
         self.process.wait()
         self.connection.close()
         self.words.close()
+        self.folder.cleanup()
 
     def last_words(self) -> str:
         """The last line that the process printed."""

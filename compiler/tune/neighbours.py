@@ -16,15 +16,15 @@ _NEIGHBOURS = 3
 
 def starts(task: Task, history: Sequence[tuple[Task, Measurement]]) -> list[Config]:
     """The best configurations of the nearest other tasks of the same template, as far as they beat the default."""
-    known: dict[tuple[str, str], tuple[Task, list[Measurement]]] = {}
+    known: dict[tuple[str, str], list[tuple[Task, Measurement]]] = {}
     for other, m in history:
         same = other.key == task.key and other.target == task.target
         if not same and other.kernel.template.name == task.kernel.template.name and m.status == "ok":
-            known.setdefault((other.key, other.target.name), (other, []))[1].append(m)
-    near = sorted(known.values(), key=lambda item: distance(task, item[0]))[:_NEIGHBOURS]
+            known.setdefault((other.key, other.target.name), []).append((other, m))
+    near = sorted(known.values(), key=lambda measured: distance(task, measured[0][0]))[:_NEIGHBOURS]
     found: list[Config] = []
-    for other, measured in near:
-        best = min(measured, key=lambda m: upper_cost(other, m))
+    for measured in near:  # perhaps at several sets of points: each counts at its own
+        other, best = min(measured, key=lambda pair: upper_cost(*pair))
         if upper_cost(other, best) < 1 and best.config not in found:
             found.append(best.config)
     return found

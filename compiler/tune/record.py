@@ -13,7 +13,7 @@ from llmc.targets.detect import machine
 from llmc.tune.task import Measurement, Point, Status, Task, Timing
 from llmc.tvm_shim import TVM_VERSION
 
-_DIGITS = 4  # significant ones, of times: more would be noise
+_DIGITS = 4  # significant ones, of times and counts: more would be noise
 
 
 @dataclass(frozen=True, order=True)
@@ -84,6 +84,8 @@ class Record:
                 point: [_round(t.seconds * 1e6), _round(t.default_seconds * 1e6), _round(t.spread)]
                 for point, t in sorted(m.timings.items())
             }
+        if m.code:
+            data["b"] = {name: _round(value) for name, value in sorted(m.code.items())}
         if m.detail:
             data["why"] = m.detail
         if m.verified:
@@ -109,7 +111,8 @@ class Record:
                 raise ValueError("its times are not those of its points")
             config = {name: _typed(value, (int, str)) for name, value in data["c"].items()}
             detail = _typed(data.get("why", ""), str)
-            measurement = Measurement(config, data["s"], timings, detail, 0.0, bool(data.get("v", 0)))
+            code = {name: _typed(value, (int, float)) for name, value in data.get("b", {}).items()}
+            measurement = Measurement(config, data["s"], timings, detail, 0.0, bool(data.get("v", 0)), code)
         except KeyError as error:
             raise ValueError(f"{error} is missing") from None
         except (TypeError, AttributeError) as error:
@@ -167,7 +170,7 @@ def best_of(
 
 
 def _round(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
+    return value if isinstance(value, int) else float(f"{value:.{_DIGITS}g}")
 
 
 def _typed(value: Any, kind: type | tuple[type, ...]) -> Any:

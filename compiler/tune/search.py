@@ -83,9 +83,9 @@ class Search:
             if len(chosen) < count and key(start) not in self._known:
                 self._choose(start, chosen)
         blind = not self.model.prior and not self.model.correction
-        guesses = count if blind else round(count * _RANDOM + self._random.random() * 0.5)
+        guesses = round(count * _RANDOM + self._random.random() * 0.5)
         if pool:
-            ranked = self._ranked(pool)
+            ranked = self._neighbours(pool) if blind else self._ranked(pool)
             self._choose_diverse(ranked, chosen, max(count - guesses, len(chosen)))
             self._random.shuffle(pool)
             self._choose_diverse(pool, chosen, count)
@@ -181,13 +181,25 @@ class Search:
                 return child
         return config
 
+    def _neighbours(self, pool: list[dict[str, int | str]]) -> list[dict[str, int | str]]:
+        """Those nearest the default first, in random order: what a model learns from knob by knob, and not far from
+        good, since a default is. For a search that knows nothing else."""
+        self._random.shuffle(pool)
+        self._look_at(pool)
+        return sorted(pool, key=lambda config: sum(config[name] != value for name, value in self.default.items()))
+
     # -- choice ---------------------------------------------------------------------------------------------------
-    def _predict(self, configs: Sequence[Config]) -> Prediction:
+    def _look_at(self, configs: Sequence[Config]) -> list[Key]:
+        """Keys of configurations, whose vectors are known from now on."""
         keys = [key(c) for c in configs]
         new = [(k, c) for k, c in zip(keys, configs, strict=True) if k not in self._vectors]
         if new:
             points = [features.matrix(self.task, p, [c for _, c in new], self.threads) for p in self.task.points]
             self._vectors |= {k: tuple(X[i] for X in points) for i, (k, _) in enumerate(new)}
+        return keys
+
+    def _predict(self, configs: Sequence[Config]) -> Prediction:
+        keys = self._look_at(configs)
         vectors = [np.stack([self._vectors[k][p] for k in keys]) for p in range(len(self.task.points))]
         return self.model.predict_vectors(vectors, [p.weight for p in self.task.points])
 

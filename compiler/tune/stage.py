@@ -5,32 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmc.errors import OptionError
 from llmc.schedules.base import Config, Kernel
 from llmc.targets.base import Target
-from llmc.targets.detect import machine
 from llmc.targets.x86 import TARGETS
 from llmc.tune import Choice, Provenance, buildable
 from llmc.tune.cost_model import CostModel, Samples
-from llmc.tune.database import Database, default_path
-from llmc.tune.effort import EFFORTS, Effort
+from llmc.tune.database import Database
+from llmc.tune.effort import Tuning
 from llmc.tune.known import history_of
 from llmc.tune.logs import shipped
 from llmc.tune.measure import Measurer
+from llmc.tune.record import Key, Record
 from llmc.tune.task import Measurement, Task
 from llmc.tune.tasks import tasks_of
 from llmc.tune.tuner import TaskResult, TuneEvent, tune
 
-
-@dataclass(frozen=True)
-class Tuning:
-    """How a model is to be tuned: what `tune_kernels` needs besides the kernels."""
-
-    effort: Effort
-    seed: int
-    database: Path
+if TYPE_CHECKING:  # needs the extra `remote`
+    from llmc.tune.remote import RemoteMeasurer
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,7 @@ class KernelReport:
     """What one kernel ends with.
 
     `config` is what a compilation now takes, `provenance` says from where, `ratio` its time relative to the default's.
-    `trials` are this run's, `failures` those of them that failed, by status.
+    `trials` are this run's, `failures` those of them that failed, by status; `error` says why it could not be tuned.
     """
 
     template: str
@@ -49,38 +42,7 @@ class KernelReport:
     config: Config
     trials: int
     failures: Mapping[str, int]
-
-
-def resolve_tuning(
-    effort: str,
-    target: Target,
-    seconds: float | None = None,
-    trials: int | None = None,
-    seed: int = 0,
-    database: Path | None = None,
-) -> Tuning | None:
-    """What a user asks for; None for "none". `seconds` and `trials` (a task) replace those of the effort.
-
-    Everything that would stop the search is found here, before minutes of other work. Raises OptionError for an
-    unknown effort, for limits without one, and for a target whose code this machine cannot run; DatabaseError.
-    """
-    if effort not in EFFORTS:
-        raise OptionError(f"no tuning effort '{effort}'", hint=f"known: {', '.join(EFFORTS)}")
-    if effort == "none":
-        if seconds is not None or trials is not None:
-            raise OptionError("a time budget or trials without tuning", hint="add --tune quick or --tune full")
-        return None
-    if missing := machine().missing(target):
-        raise OptionError(
-            f"this machine cannot tune for it: it lacks {', '.join(missing)}",
-            where=f"target {target.name}",
-            hint="tune on a machine that runs the target, and bring its records with `llmc logs export` and `import`",
-        )
-    path = database or default_path()
-    Database(path).close()
-    limits = EFFORTS[effort]
-    limits = replace(limits, seconds=seconds or limits.seconds, trials=trials or limits.trials)
-    return Tuning(limits, seed, path)
+    error: str
 
 
 def tune_kernels(
@@ -89,18 +51,29 @@ def tune_kernels(
     tuning: Tuning,
     progress: Callable[[TuneEvent], None] | None = None,
 ) -> list[TaskResult]:
-    """Search for better configurations of a model's kernels; `calls` as `Plan.calls` counts them.
+    """Search for better configurations of a model's kernels; `calls` as `Plan.calls` counts them."""
+    return tune_tasks(tasks_of(calls, target), target, tuning, progress)
+
+
+def tune_tasks(
+    tasks: Sequence[Task],
+    target: Target,
+    tuning: Tuning,
+    progress: Callable[[TuneEvent], None] | None = None,
+) -> list[TaskResult]:
+    """Search for better configurations of tasks that one model runs, all for `target`.
 
     It starts from what the database and llmc's own logs know, and every measurement is stored as soon as it is made:
     `choose_configs` finds the winners there. Ctrl-C ends the search, not the verification of what it found; a second
     one ends that too. Raises DatabaseError, LogError, and KernelError if a default cannot be measured.
     """
-    can_build = buildable(calls, target)
-    with Database(tuning.database) as database, Measurer(target, seed=tuning.seed) as measurer:
+    # Embeddings, which may forbid a configuration of others, all have a choice: they are among the tasks.
+    can_build = buildable([task.kernel for task in tasks], target)
+    with Database(tuning.database) as database, _measurer(target, tuning) as measurer:
         return tune(
-            tasks_of(calls, target),
+            tasks,
             measurer,
-            database,
+            _Device(database, tuning.elsewhere.key) if tuning.elsewhere else database,
             trials=tuning.effort.trials,
             time_budget_s=tuning.effort.seconds,
             seed=tuning.seed,
@@ -111,6 +84,27 @@ def tune_kernels(
         )
 
 
+def _measurer(target: Target, tuning: Tuning) -> Measurer | RemoteMeasurer:
+    elsewhere = tuning.elsewhere
+    if elsewhere is None:
+        return Measurer(target, seed=tuning.seed)
+
+    from llmc.tune.remote import remote_measurer
+
+    return remote_measurer(target, elsewhere.tracker, elsewhere.key, elsewhere.builders, seed=tuning.seed)
+
+
+@dataclass(frozen=True)
+class _Device:
+    """The database, for what a device elsewhere measures: records say so in the place of this machine's CPU."""
+
+    database: Database
+    key: str
+
+    def add(self, task: Task, measurement: Measurement) -> None:
+        self.database.insert([Record(replace(Key.of(task), cpu=f"rpc:{self.key}", cores=0), measurement)])
+
+
 def known(database: Database, target: Target) -> list[tuple[Task, Measurement]]:
     """All that the database and llmc's own logs say, of every target; `target` as it is described here."""
     targets = TARGETS | {target.name: target}
@@ -119,18 +113,20 @@ def known(database: Database, target: Target) -> list[tuple[Task, Measurement]]:
 
 
 def learn(database: Database, target: Target, seed: int = 0) -> CostModel:
-    """The cost model that a search for `target` would start with."""
-    return CostModel.fit(Samples.of(known(database, target), target), seed)
+    """The cost model that a search for `target` would start with, with what machine code adds to it."""
+    samples = Samples.of(known(database, target), target)
+    return CostModel.fit(samples, seed).learn_code(samples, seed)
 
 
 def report(
     calls: Mapping[Kernel, int], choices: Mapping[Kernel, Choice], results: Sequence[TaskResult]
 ) -> list[KernelReport]:
     """What every kernel ends with, the most gained first."""
-    trials = {r.task.kernel: r.trials for r in results}
+    by_kernel = {r.task.kernel: r for r in results}
     reports = []
     for kernel, choice in choices.items():
-        statuses = Counter(t.measurement.status for t in trials.get(kernel, ()))
+        result = by_kernel.get(kernel)
+        statuses = Counter(t.measurement.status for t in result.trials) if result else Counter[str]()
         failures: dict[str, int] = {status: count for status, count in statuses.items() if status != "ok"}
         reports.append(
             KernelReport(
@@ -142,6 +138,7 @@ def report(
                 choice.config,
                 statuses.total(),
                 failures,
+                result.error if result else "",
             )
         )
     return sorted(reports, key=lambda r: (r.ratio, r.template, r.workload))

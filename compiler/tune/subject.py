@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmc.schedules.base import Arrays, Config, Kernel
-from llmc.tir_pipeline import build_kernels
+from llmc.tune.machine_code import build_and_count
 from llmc.tune.task import Status, Task, Timing
 from llmc.tvm_shim import TvmTarget, tvm, with_sizes
 
@@ -21,7 +21,9 @@ TOLERANCE = 1e-4  # of an output's largest element; float32 sums in another orde
 _ROWS = 33  # distinct rows of a workload whose rows are independent: longer inputs repeat them
 _SEEDS = 3  # sets of inputs on which a candidate must be right before it is kept
 _COPIES = 1024  # most copies of a weight
-_COLD = 2  # copies of a weight fill the last-level cache so many times over
+# Copies of a weight fill the last-level cache so many times over; but no more bytes than this: a cache of hundreds of
+# MiB belongs to many cores, whose other work evicts what one model left there.
+_COLD, _COLD_BYTES = 2, 192 << 20
 _BUDGET, _CAREFUL_BUDGET = 0.12, 0.5  # seconds at one point
 _NARROW, _CAREFUL_NARROW = 0.01, 0.004  # half-width of the ratio's interval that is tight enough
 _HOPELESS = 1.2  # a candidate that is surely slower than this times the default need not be known better
@@ -56,11 +58,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A built kernel, and the copies of its packed weights, which are taken in turn."""
+    """A built kernel, the copies of its packed weights, which are taken in turn, and what its machine code shows."""
 
     call: Callable[..., Any]
     packed: Sequence[tuple[Any, ...]]
     turns: Iterator[tuple[Any, ...]]
+    code: Mapping[str, float]
 
 
 class Subject:
@@ -103,20 +106,21 @@ class Subject:
         func = template.build(workload, target, config)
         if self.fixed:
             func = with_sizes(func, [arg.shape for arg in workload.inputs()], self.task.points[0].sizes())
-        call = build_kernels({"kernel": func}, TvmTarget(target.tvm()))["kernel"]
+        module, code = build_and_count({"kernel": func}, TvmTarget(target.tvm()))
         layout = template.layout(workload, config, target)
         if layout not in self.packs:
             while len(self.packs) > 1:  # the default's comes first and stays
                 self.packs.popitem()
             self.packs[layout] = self._pack(config)
-        return Candidate(call, *self.packs[layout])
+        return Candidate(module["kernel"], *self.packs[layout], code)
 
     def _pack(self, config: Config) -> tuple[Sequence[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
         """So many copies of the packed weights that each has left the cache when its turn comes again."""
         template, workload, target = self.kernel.template, self.kernel.workload, self.task.target
         arrays = list(template.prepack(self.weights, workload, config, target).values())
         size = sum(a.nbytes for a in arrays)
-        copies = min(_COPIES, max(1, math.ceil(_COLD * target.l3_bytes / size))) if size else 1
+        cold = min(_COLD * target.l3_bytes, _COLD_BYTES)
+        copies = min(_COPIES, max(1, math.ceil(cold / size))) if size else 1
         packed = [tuple(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays) for _ in range(copies)]
         return packed, itertools.cycle(packed)
 

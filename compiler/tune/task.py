@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llmc.schedules.base import Config, Kernel
@@ -70,6 +70,8 @@ class Measurement:
 
     `verified`: measured with care, as every winner is before it is kept: the kernel as models use it, right at the
     template's corner sizes with three sets of inputs, and timed for longer. Only such records are ever chosen.
+
+    `code`: what its machine code shows, as `features.BUILT` explains; empty where unknown.
     """
 
     config: Config
@@ -78,6 +80,7 @@ class Measurement:
     detail: str = ""  # why it failed
     build_seconds: float = 0.0  # of CPU time
     verified: bool = False
+    code: Mapping[str, float] = field(default_factory=dict)
 
     def cost(self, points: tuple[Point, ...]) -> float:
         """Weighted geometric mean of the ratios to the default: what the search minimises. Infinite if not ok."""

@@ -1,9 +1,10 @@
-"""What is to be tuned in a model: its kernels, each once, and the sizes at which they are timed."""
+"""What is to be tuned: kernels, each once, and the sizes at which they are timed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from llmc.errors import OptionError
 from llmc.schedules.base import Kernel
 from llmc.targets.base import Target
 from llmc.tune.task import Point, Task
@@ -21,15 +22,20 @@ def tasks_of(calls: Mapping[Kernel, int], target: Target) -> list[Task]:
     return [
         Task(kernel, target, points_of(kernel, decoder), count)
         for kernel, count in calls.items()
-        if any(len(values) > 1 for values in kernel.template.space(kernel.workload, target).knobs.values())
+        if has_choice(kernel, target)
     ]
+
+
+def has_choice(kernel: Kernel, target: Target) -> bool:
+    """Is there anything to tune: more than one configuration?"""
+    return any(len(values) > 1 for values in kernel.template.space(kernel.workload, target).knobs.values())
 
 
 def points_of(kernel: Kernel, decoder: bool = True) -> tuple[Point, ...]:
     """Where configurations of a kernel are compared: decode of one token, and prompts."""
     first = 0.5 if decoder else 0.1
     many = (1 - first) / 2
-    symbols = {s for arg in (*kernel.workload.inputs(), *kernel.workload.outputs()) for s in arg.shape}
+    symbols = _symbols(kernel)
     decode, prompt = (_attention(symbols, *sizes) for sizes in ((1, DECODE_CONTEXT - 1), (PREFILL, 0)))
     if kernel.template.name == "attention":
         return Point(decode, first), Point(prompt, 1 - first)
@@ -37,6 +43,23 @@ def points_of(kernel: Kernel, decoder: bool = True) -> tuple[Point, ...]:
         return Point(decode, first), Point(_attention(symbols, SHORT, 0), many), Point(prompt, many)
     rows = (PREFILL, 4 * PREFILL) if kernel.template.name in ("lowbit", "dense") else (SHORT, PREFILL)
     return Point((("M", 1),), first), *(Point((("M", M),), many) for M in rows)
+
+
+def points_at(kernel: Kernel, rows: Sequence[int]) -> tuple[Point, ...]:
+    """Where a kernel is compared if a user chooses: at these numbers of rows M, which count alike.
+
+    Raises OptionError for a kernel whose sizes are others.
+    """
+    if "M" not in _symbols(kernel):
+        raise OptionError(
+            f"{kernel.template.name} has no rows to choose", where="--rows", hint="leave --rows out for this workload"
+        )
+    return tuple(Point((("M", M),)) for M in dict.fromkeys(rows))
+
+
+def _symbols(kernel: Kernel) -> set[int | str]:
+    """The dimensions of a kernel's buffers: numbers, and names of those that are known only at run time."""
+    return {s for arg in (*kernel.workload.inputs(), *kernel.workload.outputs()) for s in arg.shape}
 
 
 def _attention(symbols: set[int | str], tokens: int, past: int) -> tuple[tuple[str, int], ...]:

@@ -1,7 +1,8 @@
 """A process of its own that builds, checks and times candidates, one after another, until its parent hangs up.
 
 It runs code that nobody has run before: whatever that does (loop, crash, allocate without end) ends here. The protocol
-is a few pickled values each way. In: a `Job`, later GO. Out: PREPARED once the task's data and its default kernel
+is a few pickled values each way. In: a `Job`, later GO. Out: STARTED, before which nobody may stop it (see `main`);
+PREPARED once the task's data and its default kernel
 stand, BUILT when the candidate is about to run and wants the machine for itself, then the `Measurement`; or an
 LlmcError where the default itself cannot be measured.
 """
@@ -24,10 +25,10 @@ from pathlib import Path
 
 from llmc.errors import KernelError, LlmcError
 from llmc.schedules.base import Config
-from llmc.tune.subject import Rejected, Subject
+from llmc.tune.subject import Candidate, Rejected, Subject
 from llmc.tune.task import Measurement, Status, Task
 
-PREPARED, BUILT, GO = "prepared", "built", "go"
+STARTED, PREPARED, BUILT, GO = "started", "prepared", "built", "go"
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Cannot allocate memory")
 
 
@@ -45,13 +46,18 @@ Subjects = OrderedDict[tuple[str, bool, int], Subject]
 
 
 def main() -> None:
-    """The process's entry: its two arguments are the connection's descriptor and how many bytes it may allocate."""
+    """The process's entry: its two arguments are the connection's descriptor and how many bytes it may allocate.
+
+    From the first line on it dies with its parent. A process that is stopped before that would stand still for ever
+    when its parent is killed: hence STARTED.
+    """
     _die_with_parent()
     parent, memory = Connection(int(sys.argv[1])), int(sys.argv[2])
     used = _pages(0)  # TVM's libraries, mostly
     resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     subjects: Subjects = OrderedDict()
+    parent.send(STARTED)
     while True:
         try:
             job = parent.recv()
@@ -72,9 +78,11 @@ def _serve(job: Job, subjects: Subjects, parent: Connection) -> Measurement | Ll
         return KernelError(f"its default configuration cannot be measured: {_line(error)}", where=job.task.key)
     parent.send(PREPARED)
     start = time.process_time()
+    kernel: Candidate | None = None
 
     def failed(status: Status, detail: str) -> Measurement:
-        return Measurement(job.config, status, {}, detail, time.process_time() - start, job.careful)
+        code = kernel.code if kernel else {}
+        return Measurement(job.config, status, {}, detail, time.process_time() - start, job.careful, code)
 
     try:
         kernel = subject.build(job.config)
@@ -86,7 +94,7 @@ def _serve(job: Job, subjects: Subjects, parent: Connection) -> Measurement | Ll
     try:
         with _on_free_core():
             subject.check(kernel)
-            return Measurement(job.config, "ok", subject.time(kernel), "", seconds, job.careful)
+            return Measurement(job.config, "ok", subject.time(kernel), "", seconds, job.careful, kernel.code)
     except Rejected as rejected:
         return failed(rejected.status, str(rejected))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`llmc tune` and `llmc logs`: what is measured is kept and used; what a user may get wrong is one clear message."""
+"""`llmc tune` on models: what is measured is kept and used; what a user may get wrong is one clear message."""
 
 from __future__ import annotations
 
@@ -6,42 +6,19 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from llmc import pipeline
 from llmc.targets.detect import machine, native
-from llmc.tune import choose_configs, stage
-from llmc.tune.database import Database
-from llmc.tune.record import Record
-from llmc.tune.task import Measurement, Task, Timing
+from llmc.tune import choose_configs, effort, stage
 
 from ..graphs import Decoder
 from .conftest import Call
-
-
-class Pretender:
-    """Stands for `Measurer`: every candidate takes `RATIO` of the default's time, and nothing is built."""
-
-    RATIO = 0.9
-    asked: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        type(self).asked = []
-
-    def __enter__(self) -> Pretender:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def measure(self, task: Task, configs: Any, *, careful: bool = False) -> Iterator[Measurement]:
-        for config in configs:
-            if not careful:
-                self.asked.append((task.key, dict(config)))
-            timings = {str(p): Timing(self.RATIO * 1e-3, 1e-3, 0.001) for p in task.points}
-            yield Measurement(config, "ok", timings, verified=careful)
+from .pretender import Pretender, records
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +30,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pretended(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
     monkeypatch.setattr(stage, "Measurer", Pretender)
     return Pretender
-
-
-def records(path: Path) -> list[Record]:
-    with Database(path) as database:
-        return database.records()
 
 
 def test_a_model_is_tuned(llmc: Call, toy: Path, tmp_path: Path) -> None:
@@ -97,7 +69,6 @@ def test_compile_takes_what_it_found(
     toy: Path, tmp_path: Path, pretended: type[Pretender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to the lowering, which sees the configurations that won."""
-    from llmc import pipeline
 
     class Lowered(Exception):
         pass
@@ -125,7 +96,7 @@ def test_interrupting_keeps_what_was_measured(toy: Path, tmp_path: Path) -> None
         "import os, signal, sys\n"
         "from llmc.cli import main\n"
         "from llmc.tune import stage\n"
-        "from tests.cli.test_tune import Pretender\n"
+        "from tests.cli.pretender import Pretender\n"
         "class Interrupted(Pretender):\n"
         "    def measure(self, task, configs, *, careful=False):\n"
         "        for m in super().measure(task, configs, careful=careful):\n"
@@ -144,7 +115,13 @@ def test_interrupting_keeps_what_was_measured(toy: Path, tmp_path: Path) -> None
 
 
 CASES: list[tuple[str, int, list[str]]] = [
-    ("tune {absent}", 3, ["no such file"]),
+    ("tune", 2, ["nothing to tune", "--workload"]),
+    ("tune {absent}", 3, ["no such file", ".onnx or .llmc"]),
+    ("tune {text}", 3, ["not an ONNX model"]),
+    ("tune {zip}", 6, ["not an llmc artifact"]),
+    ("tune {damaged}", 6, ["is not an llmc artifact, or is truncated"]),
+    ("tune {toy} --rows 1", 2, ["--rows needs --workload"]),
+    ("tune {damaged} --quantize w8a8", 2, ["--quantize needs an ONNX file"]),
     ("tune {toy} --effort hard", 2, ["no tuning effort 'hard'", "quick, full"]),
     ("tune {toy} --effort none", 2, ["nothing to do", "quick or full"]),
     ("tune {toy} --time-budget 10", 2, ["'10' is not a duration", "90s, 10m or 1h"]),
@@ -155,18 +132,16 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("tune {toy} --db {text}/t.db", 1, ["the tuning database failed", "--db"]),
     ("compile {toy} -o {here}/o.llmc --tune hard", 2, ["no tuning effort 'hard'"]),
     ("compile {toy} -o {here}/o.llmc --trials 3", 2, ["without tuning", "--tune quick"]),
-    ("logs list --db {absent}", 2, ["no such tuning database", "llmc tune"]),
-    ("logs explain --db {absent}", 2, ["no such tuning database"]),
-    ("logs import {text} --db {absent}", 1, ["text:1", "no tuning record"]),
-    ("logs import {absent} --db {absent}", 1, ["cannot be read"]),
-    ("logs best --db {text}", 1, ["not a database"]),
 ]
 
 
 @pytest.mark.parametrize(("line", "code", "parts"), CASES, ids=[line for line, *_ in CASES])
 def test_says_what_is_wrong(llmc: Call, toy: Path, tmp_path: Path, line: str, code: int, parts: list[str]) -> None:
     (tmp_path / "text").write_text("neither a log nor a database, whatever else it may be")
-    names = {"toy": toy, "absent": tmp_path / "absent", "here": tmp_path, "text": tmp_path / "text"}
+    (tmp_path / "damaged.llmc").write_text("{}")
+    np.savez(tmp_path / "zip.npz", a=np.zeros(3))
+    names = {"toy": toy, "here": tmp_path, "damaged": tmp_path / "damaged.llmc", "zip": tmp_path / "zip.npz"}
+    names |= {name: tmp_path / name for name in ("absent", "text")}
     before = set(tmp_path.iterdir())
     got, out, err = llmc(*line.format(**names).split())
     assert (got, out) == (code, ""), err
@@ -177,47 +152,8 @@ def test_says_what_is_wrong(llmc: Call, toy: Path, tmp_path: Path, line: str, co
 
 def test_a_target_of_another_machine(llmc: Call, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weak = dataclasses.replace(machine(), flags=frozenset())
-    monkeypatch.setattr(stage, "machine", lambda: weak)
+    monkeypatch.setattr(effort, "machine", lambda: weak)
     code, out, err = llmc("tune", toy, "--target", "x86-avx512", "--db", tmp_path / "t.db")
     assert (code, out) == (2, "")
     assert "target x86-avx512" in err and "it lacks" in err and "avx512f" in err
     assert not (tmp_path / "t.db").exists()
-
-
-def test_logs_round_trip(llmc: Call, toy: Path, tmp_path: Path, pretended: type[Pretender]) -> None:
-    db, other, log, both = (tmp_path / name for name in ("a.db", "b.db", "a.jsonl", "both.jsonl"))
-    assert llmc("tune", toy, "--trials", 3, "--db", db)[0] == 0
-    count = len(log_lines(records(db)))
-
-    assert llmc("logs", "export", log, "--db", db)[0] == 0
-    lines = log.read_text().splitlines()
-    assert len(lines) == count and lines == sorted(lines)
-    code, _, err = llmc("logs", "import", log, "--db", other)
-    assert code == 0 and f"{count} new records" in err
-    assert "0 new records" in llmc("logs", "import", log, "--db", other)[2]
-    assert log_lines(records(other)) == log_lines(records(db))
-
-    assert llmc("logs", "merge", log, log, "-o", both)[0] == 0
-    assert both.read_text() == log.read_text()
-    assert llmc("logs", "prune", both, "--keep", 1)[0] == 0
-    assert len(both.read_text().splitlines()) == len({r.key for r in records(db)})
-
-    listed = json.loads(llmc("logs", "list", "--db", other, "--json")[1])
-    assert sum(sum(entry["records"].values()) for entry in listed) == count
-    best = json.loads(llmc("logs", "best", "--db", other, "--json")[1])
-    assert best and all(entry["best"]["cost"] == pytest.approx(0.9) for entry in best)
-    assert "0.900" in llmc("logs", "best", "--db", other, "--target", "native")[1]
-    assert json.loads(llmc("logs", "best", "--db", other, "--target", "x86-avx2", "--json")[1]) == [] or (
-        native().name == "x86-avx2"
-    )
-
-
-def test_explaining_the_cost_model(llmc: Call, toy: Path, tmp_path: Path, pretended: type[Pretender]) -> None:
-    assert llmc("tune", toy, "--trials", 3, "--db", tmp_path / "t.db")[0] == 0
-    answer = json.loads(llmc("logs", "explain", "--db", tmp_path / "t.db", "--json")[1])
-    assert answer["kind"] in ("regression", "ranking")
-    assert set(answer["kendall_tau"]) == {"regression", "ranking"}
-
-
-def log_lines(found: list[Record]) -> set[str]:
-    return {r.to_json() for r in found}

@@ -16,7 +16,7 @@ from llmc.targets.x86 import TARGETS
 from ..runtime.toys import HIDDEN, decoder_reference, mlp_reference
 from .conftest import Call
 
-VERBS = ("compile", "tune", "run", "generate", "bench", "check", "inspect", "targets")
+VERBS = ("compile", "tune", "run", "generate", "bench", "check", "inspect", "report", "targets")
 
 
 @pytest.mark.parametrize("verb", VERBS)

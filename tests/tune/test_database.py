@@ -22,12 +22,22 @@ from llmc.targets.detect import Machine, machine
 from llmc.tune import database as module
 from llmc.tune import record as record_module
 from llmc.tune.database import Database, DatabaseError, default_path
-from llmc.tune.record import Key, best_of, parse_points, points_text
+from llmc.tune.record import Key, Record, best_of, parse_points, points_text
 from llmc.tune.task import Point
 
 from .records import POINTS, config, measured, task
 
 ROOT = Path(__file__).parents[2]
+SCHEMA_1 = """
+CREATE TABLE records (
+    id INTEGER PRIMARY KEY,
+    template NOT NULL, version NOT NULL, workload NOT NULL, points NOT NULL, target NOT NULL, cpu NOT NULL,
+    cores NOT NULL, tvm NOT NULL, config NOT NULL, status NOT NULL, timings NOT NULL, detail NOT NULL,
+    build_seconds NOT NULL, verified NOT NULL, seed NOT NULL, time NOT NULL
+);
+CREATE INDEX by_workload ON records (template, workload);
+PRAGMA user_version = 1;
+"""
 WRITER = """
     import sys
     from pathlib import Path
@@ -58,6 +68,52 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
         assert len(database.records()) == len(database.records(target=task().target)) == 4
         other = dataclasses.replace(task().target, name="another")
         assert database.records(target=other) == []
+
+
+def test_what_code_shows_is_kept(tmp_path: Path) -> None:
+    shown = dataclasses.replace(measured(0.8), code={"spills": 3, "hot_loads": 0.25})
+    with Database(tmp_path / "t.db") as database:
+        database.add(task(), shown)
+        database.add(task(), measured(0.9))
+        assert [r.measurement.code for r in database.records(task())] == [shown.code, {}]
+
+
+def _schema_1(path: Path) -> None:
+    """A file as the first schema had it, with one record of `task()`."""
+    row = (*dataclasses.astuple(Key.of(task())), json.dumps(config()), "crash", "{}", "because", 0.25, 0, 7, 1e9)
+    with sqlite3.connect(path) as raw:
+        raw.executescript(SCHEMA_1)
+        raw.execute(f"INSERT INTO records VALUES (NULL, {', '.join('?' * len(row))})", row)
+    raw.close()
+
+
+def test_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "t.db"
+    _schema_1(path)
+    old = sqlite3.connect(path, isolation_level=None)  # an earlier llmc that goes on writing
+    with Database(path) as database:
+        (record,) = database.records()
+        assert record == Record(Key.of(task()), measured(0, "crash", verified=False))
+        database.add(task(), dataclasses.replace(measured(0.8), code={"spills": 3}))
+        columns = "template, version, workload, points, target, cpu, cores, tvm, config, status, timings, detail"
+        columns += ", build_seconds, verified, seed, time"
+        old.execute(f"INSERT INTO records ({columns}) SELECT {columns} FROM records WHERE id = 1")
+        old.close()
+        assert [r.measurement.code for r in database.records()] == [{}, {"spills": 3}, {}]
+    with Database(path) as database:  # once is enough
+        assert len(database.records()) == 3
+
+
+def test_an_update_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.db"
+    _schema_1(path)
+    monkeypatch.setattr(module, "_FROM_1", f"{module._FROM_1}; SELECT 1 FROM nowhere")
+    with pytest.raises(DatabaseError, match="nowhere"):
+        Database(path)
+    with sqlite3.connect(path) as raw:
+        assert raw.execute("PRAGMA user_version").fetchone() == (1,)
+        assert "code" not in [row[1] for row in raw.execute("PRAGMA table_info(records)")]
+    raw.close()
 
 
 def test_best_beats_the_default_beyond_the_noise(tmp_path: Path) -> None:
@@ -204,7 +260,7 @@ def test_unusable_files_are_errors(tmp_path: Path) -> None:
     with sqlite3.connect(later) as raw:
         raw.execute("PRAGMA user_version = 12")
     raw.close()
-    with pytest.raises(DatabaseError, match="has schema 12, this llmc reads 1"):
+    with pytest.raises(DatabaseError, match="has schema 12, this llmc reads 2"):
         Database(later)
     with pytest.raises(DatabaseError):
         Database(garbage / "below.db")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -110,6 +112,37 @@ def test_prefetch_distance_is_that_of_the_body_that_runs():
     config = _default(task, ahead_one=2048, ahead_many=8192)
     assert _value(task, 1, config, "prefetch") == pytest.approx(2048)
     assert _value(task, 4, config, "prefetch") == pytest.approx(8192)
+
+
+def test_machine_code_follows_the_description():
+    task = lowbit(960, 576)
+    default, other = {"spills": 4, "hot_loads": 0.5}, {"spills": 16, "hot_loads": 0}
+    X = features.matrix(task, task.points[0], [_default(task, MR=3)], 2)
+    long = np.hstack([X, [features.built_vector(other, default)]])
+    names = features.names(built=True)
+    assert long.shape == (1, len(names)) and names[: X.shape[1]] == features.names()
+    vector = dict(zip(names, long[0], strict=True))
+    assert (vector["spills"], vector["~spills"]) == (4, 2)
+    assert vector["~hot_loads"] < -5 and np.isnan(vector["zmm"]) and np.isnan(vector["~zmm"])
+    assert np.isnan(features.built_vector({}, default)).all()
+    assert np.isnan(features.built_vector(other, {})).sum() == 2 * len(features.BUILT) - 2
+
+
+def test_the_defaults_vector_follows_from_any_other():
+    task, point = lowbit(960, 576), Point((("M", 128),))
+    default, other = {"spills": 4, "hot_loads": 0.5}, {"spills": 16, "hot_loads": 0.25}
+    X = features.matrix(task, point, [_default(task), *sample(task, 5)], 2)
+    np.testing.assert_allclose(features.of_default(X), np.broadcast_to(X[0], X.shape), atol=1e-5)
+    codes = [default, *[other] * 5]
+    long = np.hstack([X, [features.built_vector(code, default) for code in codes]])
+    np.testing.assert_allclose(features.of_default(long), np.broadcast_to(long[0], long.shape), atol=1e-5)
+
+
+def test_the_documentation_lists_all_features():
+    text = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in text.splitlines() if line.startswith("| ")]
+    documented = [row for row in rows if row != ("feature", "meaning")]
+    assert documented == [item for part in (features.TASK, features.CODE, features.BUILT) for item in part.items()]
 
 
 def test_foreign_measurements_are_marked():

@@ -49,6 +49,18 @@ def test_export_and_import_round_trip(database: Database, tmp_path: Path) -> Non
     assert record.measurement.verified and record.measurement.timings["M=1"].default_seconds == pytest.approx(1e-5)
 
 
+def test_lines_tell_what_code_shows_if_it_is_known(tmp_path: Path) -> None:
+    plain = measured(0.8)
+    shown = dataclasses.replace(plain, code={"looped": 1234567, "hot_loads": 0.123456})
+    lines = [Record(Key.of(task()), m).to_json() for m in (plain, shown)]
+    assert "b" not in json.loads(lines[0])
+    assert json.loads(lines[1])["b"] == {"looped": 1234567, "hot_loads": 0.1235}
+    assert {k: v for k, v in json.loads(lines[1]).items() if k != "b"} == json.loads(lines[0])
+    log = tmp_path / "a.jsonl"
+    log.write_text("\n".join(lines))
+    assert [r.measurement.code for r in logs.read(log)] == [{}, {"looped": 1234567, "hot_loads": 0.1235}]
+
+
 def test_lines_are_sorted_and_do_not_depend_on_order(database: Database, tmp_path: Path) -> None:
     records = [Record(Key.of(task(N)), measured(0.5 + i / 100, KC=i)) for N in (96, 48) for i in range(5)]
     texts = []
@@ -97,6 +109,7 @@ def test_prune_keeps_the_best_and_a_sample(database: Database, tmp_path: Path) -
         (lambda d: d.update(cores="two"), "wrong type"),
         (lambda d: d.update(c=[1]), "wrong type"),
         (lambda d: d.update(s="fine"), "status 'fine' is unknown"),
+        (lambda d: d.update(b={"spills": "many"}), "wrong type"),
         (lambda d: d.update(us={"M=1": [1, 1, 0]}), "not those of its points"),
         (lambda d: d.update(us={"M=1": [1, 0, 0], "M=32": [1, 1, 0]}), "not those of its points"),
         (lambda d: d.update(us={"M=1": [1], "M=32": [1, 1, 0]}), "no tuning record"),

@@ -24,6 +24,7 @@ from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWor
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.targets.detect import native
+from llmc.tune import features, machine_code
 from llmc.tune.measure import Measurer
 from llmc.tune.subject import Rejected, Subject, undisturbed
 from llmc.tune.task import Point, Task
@@ -95,6 +96,7 @@ def test_measures_every_config_once(measurer: Measurer) -> None:
     assert sorted(r.config["MR"] for r in results) == [3, 4, 6]
     assert all(r.status == "ok" and not r.verified and r.build_seconds > 0 for r in results)
     assert all(0.1 < r.cost(task.points) < 10 and r.noise(task.points) > 0 for r in results)
+    assert all(set(r.code) == (set(features.BUILT) if machine_code.readable() else set()) for r in results)
     careful = list(measurer.measure(task, configs[:1], careful=True))
     assert [r.verified for r in careful] == [True]
 
@@ -123,6 +125,8 @@ def test_faults_are_recorded_by_kind(measurer: Measurer, fault: str, status: str
     got = sorted(r.status for r in results)
     assert got == sorted(["ok", "ok", status]), [r.detail for r in results]
     assert all(r.detail for r in results if r.status != "ok")
+    shown = machine_code.readable() and status in ("ok", "wrong", "unstable")
+    assert all(bool(r.code) == shown for r in results if r.status == status)
     assert not any(state(p) == "T" for p in processes_of(os.getpid()))
     assert not faults.processes(faults.SLEEPER)
 
@@ -149,7 +153,6 @@ def test_stopping_in_the_middle_leaves_the_measurer_usable(measurer: Measurer) -
     assert [m.status for m in measurer.measure(faults.task(), [{"fault": "none"}])] == ["ok"]
 
 
-@pytest.mark.slow  # the moment in which one worker stands still is short, and waiting for it fails now and then
 def test_nothing_outlives_a_killed_tuner() -> None:
     """One worker runs, the other stands still for it, when the tuner is killed."""
     script = """

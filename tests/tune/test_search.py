@@ -4,12 +4,13 @@ import statistics
 
 import pytest
 
-from llmc.schedules.base import Space
+from llmc.schedules.base import Kernel, Space
+from llmc.schedules.norm.norm import NORM, NormWorkload
 from llmc.tune.budget import Standing, next_task
 from llmc.tune.cost_model import CostModel, Samples
 from llmc.tune.neighbours import distance, starts
 from llmc.tune.search import Search, key
-from llmc.tune.task import Measurement, Timing
+from llmc.tune.task import Measurement, Point, Task, Timing
 from tests.tune.synthetic import Machine, Still, dense, lowbit, norm, sample
 
 TASK = dense(576, 576)
@@ -95,6 +96,17 @@ def test_search_goes_on_while_gains_are_in_sight(good):
     search = Search(TASK, CostModel(), threads=2)
     _run(search, Machine(), 16)
     assert not search.finished
+
+
+def test_neighbours_may_be_measured_at_several_sets_of_points():
+    near, other = norm(), Task(norm().kernel, TASK.target, (Point((("M", 16),)),))
+    slow, fast = ({"unroll": u, "grain": 65536} for u in (1, 2))
+    history = [
+        (t, Measurement(c, "ok", {str(p): Timing(ratio, 1.0, 0.01) for p in t.points}))
+        for t, c, ratio in ((near, slow, 0.9), (other, fast, 0.8))
+    ]
+    task = Task(Kernel(NORM, NormWorkload(640)), TASK.target, near.points)
+    assert starts(task, history) == starts(task, history[::-1]) == [fast]
 
 
 def test_starts_come_first_and_foreign_ones_are_passed_over():

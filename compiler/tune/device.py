@@ -1,0 +1,274 @@
+"""A machine elsewhere that runs candidates: found through a TVM RPC tracker, used for one session at a time.
+
+All of this runs in a `child.Child`. A session serves one candidate and no other, so that what that one does to the
+server's process (which TVM forks for the session) ends with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmc.errors import KernelError, LlmcError, OptionError
+from llmc.schedules.base import Arrays, Config
+from llmc.tune.builders import Built, is_fixed
+from llmc.tune.subject import Candidate, Case, Rejected, Subject, undisturbed
+from llmc.tune.task import Measurement, Status, Task, Timing
+from llmc.tune.worker import _line, out_of_memory
+from llmc.tvm_shim import rpc, tvm
+
+PREPARE_S = 300.0  # for uploading and checking a default; our own code, not a candidate's
+_TRACKER_S = 5.0  # for the tracker to say who is registered
+_RETRY_S = 0.5
+_MOST = 0.95  # of a session's limit: an error that comes later means that it is over
+_KEPT = 4  # tasks whose data stay in memory
+_BURST = 3  # calls in a round of one kernel
+_LEAST = 4  # rounds at least
+_BUDGET, _CAREFUL_BUDGET = 0.5, 2.0  # seconds at one point, those on the way included
+_NARROW, _CAREFUL_NARROW = 0.01, 0.004  # half-width of the ratio's interval that is tight enough
+_HOPELESS = 1.2  # a candidate that is surely slower than this times the default need not be known better
+_COLD = "cache_flush_cpu_non_first_arg"  # TVM's function that evicts all arguments but the first
+
+
+class DeviceError(LlmcError):
+    """No device came within the time that there was for it."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Any of the machines that are registered under `key` with the tracker at `host` and `port`.
+
+    `wait_s` is how long to wait for one that is free, `timeout_s` what a candidate may take on it.
+    """
+
+    host: str
+    port: int
+    key: str
+    wait_s: float
+    timeout_s: float
+
+    @property
+    def tracker(self) -> str:
+        return f"tracker {self.host}:{self.port}"
+
+    def demand_known(self) -> None:
+        """Raises OptionError, within seconds, if there is no tracker or no device of this key, busy or free."""
+        try:
+            summary = self._ask([rpc.base.TrackerCode.SUMMARY], _TRACKER_S)
+        except (OSError, ValueError, struct.error) as error:
+            hint = f"start one there: `python -m tvm.exec.rpc_tracker --port {self.port}`"
+            raise OptionError(f"no RPC tracker answers: {_line(error)}", where=self.tracker, hint=hint) from error
+        keys = sorted({info["key"].removeprefix("server:") for info in summary["server_info"]})
+        if self.key not in keys:
+            hint = f"known keys: {', '.join(keys)}" if keys else "start a server on the device (docs/remote.md)"
+            raise OptionError(f"no device has the key '{self.key}'", where=self.tracker, hint=hint)
+
+    def session(self, limit_s: float) -> Any:
+        """A session with the first device that is free. Its server ends it after `limit_s` seconds; it ends here when
+        nothing refers to it any more. Raises DeviceError if none came within `wait_s`."""
+        deadline, error = time.monotonic() + self.wait_s, "all are busy"
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                host, port, key = self._ask([rpc.base.TrackerCode.REQUEST, self.key, "", 1], left)
+                return rpc.connect(host, port, key, limit_s)
+            except TimeoutError:
+                continue
+            except (OSError, RuntimeError, ValueError, struct.error, tvm.error.InternalError) as reason:
+                error = _line(reason)  # the tracker or a server has ended: somebody may start it again
+                time.sleep(_RETRY_S)
+        hint = "`python -m tvm.exec.query_rpc_tracker` shows who is there, and how many are free"
+        what = f"no device '{self.key}' answered within {self.wait_s:g} s: {error}"
+        raise DeviceError(what, where=self.tracker, hint=hint)
+
+    def _ask(self, question: Sequence[Any], limit_s: float) -> Any:
+        """The tracker's answer, by the protocol that tvm.rpc.tracker describes; TVM's own client waits for ever."""
+        base = rpc.base
+        magic = struct.pack("<i", base.RPC_TRACKER_MAGIC)
+        with socket.create_connection((self.host, self.port), timeout=limit_s) as connection:
+            connection.sendall(magic)
+            if base.recvall(connection, len(magic)) != magic:
+                raise OSError("what listens there is no tracker")
+            base.sendjson(connection, question)
+            code, answer = base.recvjson(connection)
+        if code != base.TrackerCode.SUCCESS:
+            raise OSError(f"the tracker refuses: {answer}")
+        return answer
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task's default as it was built, and where candidates are compared with it.
+
+    `careful` as in `RemoteMeasurer.measure`; `whole`: built for all sizes; `seed` decides all random data.
+    """
+
+    device: Device
+    task: Task
+    careful: bool
+    whole: bool
+    seed: int
+    default: Built
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.key} {self.task.points} {self.careful} {self.seed}"
+
+
+@dataclass(frozen=True)
+class _Loaded(Candidate):
+    """A kernel on the device; its weights are there once."""
+
+    module: Any
+
+
+class _RemoteSubject(Subject):
+    """A task's data here, its kernels and their arguments on the device of a session."""
+
+    def __init__(self, job: Job, session: Any) -> None:
+        self.job, self.session = job, session
+        self.arrays: dict[str, list[np.ndarray]] = {}  # packed weights by layout
+        super().__init__(job.task, job.careful, job.seed)
+
+    def compare(self, session: Any, config: Config, built: Built) -> dict[str, Timing]:
+        """Check and time a candidate. Raises Rejected, and whatever the session does."""
+        self.session = session
+        self.default = self._build_default()
+        candidate = self.load(config, built)
+        self.check(candidate)
+        return self.time(candidate)
+
+    def leave(self) -> None:
+        """Let go of everything on the device, which ends the session."""
+        self.packs.clear()
+        for name in ("default", "session"):
+            vars(self).pop(name, None)  # a device that was lost early has left less
+
+    def load(self, config: Config, built: Built) -> _Loaded:
+        """Bring a library and the weights that it reads to the device."""
+        name = f"{next(_NUMBERS)}.so"
+        self.session.upload(bytearray(built.library), name)
+        module = self.session.load_module(name)
+        layout = self.kernel.template.layout(self.kernel.workload, config, self.task.target)
+        if layout not in self.packs:
+            self.packs[layout] = self._pack(config)
+        return _Loaded(module["kernel"], *self.packs[layout], built.code, module)
+
+    def _build_default(self) -> _Loaded:
+        self.fixed = is_fixed(self.task, self.job.whole)
+        return self.load(self.kernel.template.default(self.kernel.workload, self.task.target), self.job.default)
+
+    def _pack(self, config: Config) -> tuple[Sequence[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
+        template, workload, target = self.kernel.template, self.kernel.workload, self.task.target
+        layout = template.layout(workload, config, target)
+        if layout not in self.arrays:
+            while len(self.arrays) > 1:  # the default's comes first and stays
+                self.arrays.popitem()
+            arrays = template.prepack(self.weights, workload, config, target).values()
+            self.arrays[layout] = [np.ascontiguousarray(a) for a in arrays]
+        packed = [tuple(map(self._there, self.arrays[layout]))]
+        return packed, itertools.cycle(packed)
+
+    def _call(self, candidate: Candidate, case: Case) -> Arrays:
+        buffers = {name: self._there(a) for name, a in case.inputs.items()}
+        outputs = self._outputs(case)
+        candidate.call(*buffers.values(), *candidate.packed[0], *outputs.values())
+        return {name: (buffers | outputs)[name].numpy() for name in case.expected}
+
+    def _race(self, candidate: Candidate, case: Case) -> Timing:
+        """Short rounds of both in turns, timed on the device by TVM's evaluator, which makes one more call before each
+        round. A kernel with weights finds them in memory and not in a cache, as locally, since their lines are evicted
+        before every call; so are those of all its inputs but the first, and of its outputs, which locally stay."""
+        inputs, outputs = [self._there(a) for a in case.inputs.values()], self._outputs(case).values()
+
+        def timer(racer: Candidate) -> Callable[[], Sequence[float]]:
+            assert isinstance(racer, _Loaded)
+            weights = racer.packed[0]
+            evaluate = racer.module.time_evaluator(
+                "kernel", self.session.cpu(), number=1, repeat=_BURST, f_preproc=_COLD if weights else ""
+            )
+            return lambda: list(evaluate(*inputs, *weights, *outputs).results)
+
+        our_round, their_round = timer(candidate), timer(self.default)
+        narrow, budget = (_CAREFUL_NARROW, _CAREFUL_BUDGET) if self.careful else (_NARROW, _BUDGET)
+        ours: list[float] = []
+        theirs: list[float] = []
+        start = time.perf_counter()
+        for turn in itertools.count(1):
+            if turn % 2:
+                theirs += their_round()
+                ours += our_round()
+            else:
+                ours += our_round()
+                theirs += their_round()
+            (seconds, width), (default, default_width) = undisturbed(ours), undisturbed(theirs)
+            ratio, spread = seconds / default, float(np.hypot(width, default_width))
+            known = spread < narrow or ratio * (1 - spread) > _HOPELESS
+            if turn >= _LEAST and (known or time.perf_counter() - start > budget):
+                break
+        return Timing(seconds, default, spread)
+
+    def _there(self, array: np.ndarray) -> Any:
+        return tvm.runtime.tensor(array, self.session.cpu())
+
+    def _outputs(self, case: Case) -> dict[str, Any]:
+        """NaN, and -1 for integers: what stays unwritten shows."""
+        blanks = {n: np.full(s, np.nan if t.startswith("float") else -1, t) for n, (s, t) in case.outputs.items()}
+        return {name: self._there(blank) for name, blank in blanks.items()}
+
+
+_NUMBERS = itertools.count()
+_SUBJECTS: OrderedDict[str, _RemoteSubject] = OrderedDict()
+
+
+def prepare(job: Job) -> LlmcError | None:
+    """Make the task's data, and check its default on a device, unless that was done.
+
+    Returns a DeviceError, or a KernelError if the default is wrong or does not run.
+    """
+    if job.name in _SUBJECTS:
+        _SUBJECTS.move_to_end(job.name)
+        return None
+    while len(_SUBJECTS) >= _KEPT:
+        _SUBJECTS.popitem(last=False)
+    try:
+        subject = _RemoteSubject(job, job.device.session(PREPARE_S))
+    except DeviceError as error:
+        return error
+    except Exception as error:
+        return KernelError(f"its default configuration cannot be measured: {_line(error)}", where=job.task.key)
+    subject.leave()
+    _SUBJECTS[job.name] = subject
+    return None
+
+
+def race(job: Job, config: Config, built: Built) -> Measurement | DeviceError:
+    """Check and time one candidate of a prepared job in a session of its own."""
+    subject, limit = _SUBJECTS[job.name], job.device.timeout_s
+
+    def failed(status: Status, detail: str) -> Measurement:
+        return Measurement(config, status, {}, detail, built.seconds, job.careful, built.code)
+
+    try:
+        session = job.device.session(limit)
+    except DeviceError as error:
+        return error
+    start = time.monotonic()
+    try:
+        timings = subject.compare(session, config, built)
+        return Measurement(config, "ok", timings, "", built.seconds, job.careful, built.code)
+    except Rejected as rejected:
+        return failed(rejected.status, str(rejected))
+    except Exception as error:
+        if time.monotonic() - start > _MOST * limit:  # the server speaks up amid other messages: any error may come
+            return failed("timeout", f"took longer than {limit:g} s on the device")
+        return failed("memory" if out_of_memory(str(error)) else "crash", f"on the device: {_line(error)}")
+    finally:
+        subject.leave()
