@@ -24,7 +24,7 @@ from llmc.tir_pipeline import build_kernels
 from llmc.tune.child import Child, Lost
 from llmc.tune.machine_code import count, readable
 from llmc.tune.task import Measurement, Status, Task
-from llmc.tune.worker import _line, out_of_memory
+from llmc.tune.worker import one_line, out_of_memory
 from llmc.tvm_shim import FFI_VERSION, TVM_VERSION, TvmTarget, with_sizes
 
 BUILD_S = 30.0  # what one build may take
@@ -76,7 +76,7 @@ def build(task: Task, config: Config, careful: bool) -> Built | Measurement:
             return Built(library.read_bytes(), time.process_time() - start, code)
     except Exception as error:
         status: Status = "memory" if isinstance(error, MemoryError) or out_of_memory(str(error)) else "build"
-        return Measurement(config, status, {}, _line(error), time.process_time() - start, careful)
+        return Measurement(config, status, {}, one_line(error), time.process_time() - start, careful)
 
 
 def is_fixed(task: Task, careful: bool) -> bool:
@@ -169,7 +169,7 @@ class ClusterBuilders(_Pool):
             self._client = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False)
         except (OSError, ValueError) as error:
             hint = "`dask scheduler` prints the address that it listens at"
-            raise OptionError(f"no dask scheduler answers: {_line(error)}", where=where, hint=hint) from error
+            raise OptionError(f"no dask scheduler answers: {one_line(error)}", where=where, hint=hint) from error
         try:
             threads = sum(self._client.nthreads().values())
             if not threads:
@@ -194,7 +194,7 @@ class ClusterBuilders(_Pool):
             return future.result()
         except Exception as error:  # not the candidate's doing: that would be a measurement
             hint = "the workers must have the same llmc as this machine, and must stay"
-            raise LlmcError(f"a build could not be run: {_line(error)}", where=self._where, hint=hint) from error
+            raise LlmcError(f"a build could not be run: {one_line(error)}", where=self._where, hint=hint) from error
 
 
 def versions() -> tuple[str, str]:

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from typing import TypeVar
 
 from llmc.tune.task import Status
-from llmc.tune.worker import _die_with_parent, out_of_memory
+from llmc.tune.worker import die_with_parent, out_of_memory
 
 _START_S = 120.0  # for Python and TVM on a busy machine
 
@@ -108,7 +108,7 @@ class Child:
 
 def main() -> None:
     """The process's entry: its argument is the connection's descriptor. It ends when the parent hangs up or dies."""
-    _die_with_parent()
+    die_with_parent()
     parent = Connection(int(sys.argv[1]))
     parent.send(None)
     while True:

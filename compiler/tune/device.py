@@ -22,7 +22,7 @@ from llmc.schedules.base import Arrays, Config
 from llmc.tune.builders import Built, is_fixed
 from llmc.tune.subject import Candidate, Case, Rejected, Subject, undisturbed
 from llmc.tune.task import Measurement, Status, Task, Timing
-from llmc.tune.worker import _line, out_of_memory
+from llmc.tune.worker import one_line, out_of_memory
 from llmc.tvm_shim import rpc, tvm
 
 PREPARE_S = 300.0  # for uploading and checking a default; our own code, not a candidate's
@@ -65,7 +65,7 @@ class Device:
             summary = self._ask([rpc.base.TrackerCode.SUMMARY], _TRACKER_S)
         except (OSError, ValueError, struct.error) as error:
             hint = f"start one there: `python -m tvm.exec.rpc_tracker --port {self.port}`"
-            raise OptionError(f"no RPC tracker answers: {_line(error)}", where=self.tracker, hint=hint) from error
+            raise OptionError(f"no RPC tracker answers: {one_line(error)}", where=self.tracker, hint=hint) from error
         keys = sorted({info["key"].removeprefix("server:") for info in summary["server_info"]})
         if self.key not in keys:
             hint = f"known keys: {', '.join(keys)}" if keys else "start a server on the device (docs/remote.md)"
@@ -82,7 +82,7 @@ class Device:
             except TimeoutError:
                 continue
             except (OSError, RuntimeError, ValueError, struct.error, tvm.error.InternalError) as reason:
-                error = _line(reason)  # the tracker or a server has ended: somebody may start it again
+                error = one_line(reason)  # the tracker or a server has ended: somebody may start it again
                 time.sleep(_RETRY_S)
         hint = "`python -m tvm.exec.query_rpc_tracker` shows who is there, and how many are free"
         what = f"no device '{self.key}' answered within {self.wait_s:g} s: {error}"
@@ -243,7 +243,7 @@ def prepare(job: Job) -> LlmcError | None:
     except DeviceError as error:
         return error
     except Exception as error:
-        return KernelError(f"its default configuration cannot be measured: {_line(error)}", where=job.task.key)
+        return KernelError(f"its default configuration cannot be measured: {one_line(error)}", where=job.task.key)
     subject.leave()
     _SUBJECTS[job.name] = subject
     return None
@@ -269,6 +269,6 @@ def race(job: Job, config: Config, built: Built) -> Measurement | DeviceError:
     except Exception as error:
         if time.monotonic() - start > _MOST * limit:  # the server speaks up amid other messages: any error may come
             return failed("timeout", f"took longer than {limit:g} s on the device")
-        return failed("memory" if out_of_memory(str(error)) else "crash", f"on the device: {_line(error)}")
+        return failed("memory" if out_of_memory(str(error)) else "crash", f"on the device: {one_line(error)}")
     finally:
         subject.leave()

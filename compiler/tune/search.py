@@ -30,6 +30,9 @@ _FAILURE = 1.0  # log2 cost of a candidate that is sure to fail
 _RANDOM = 0.25  # share of a batch
 _PATIENCE = 3  # batches without hope before the search ends
 _LEAST_TRIALS = 16
+# Hopes count as much as they came true before, or a model that is always sure of the next trial would spend the whole
+# budget on one task. So much (log2) is believed without proof.
+_TRUSTED = 0.05
 
 
 def key(config: Config) -> Key:
@@ -71,6 +74,7 @@ class Search:
         self._whole = self._enumerate()
         self._evolved: list[dict[str, int | str]] | None = None
         self._hopeless = 0
+        self._hoped = self._gained = _TRUSTED  # log2, of all batches
         self.expected_gain = 0.0  # of one more trial, log2
         self._exhausted = False
 
@@ -94,11 +98,14 @@ class Search:
 
     def observe(self, measurements: Sequence[Measurement]) -> None:
         """Learn from measurements, of proposals or of earlier runs."""
+        before = self.best_cost
         self.measured += measurements
+        self._hoped += self.expected_gain
+        self._gained += math.log2(before / self.best_cost)
         self._known |= {key(m.config) for m in measurements}
         self.model = self.prior.adapt(Samples.of([(self.task, m) for m in self.measured], threads=self.threads))
         self._evolved = None
-        self.expected_gain = self._expected_gain()
+        self.expected_gain = self._expected_gain() * min(1.0, self._gained / self._hoped)
         hopeless = len(self.measured) >= _LEAST_TRIALS and self.expected_gain < self.noise
         self._hopeless = self._hopeless + 1 if hopeless else 0
 

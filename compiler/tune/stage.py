@@ -22,7 +22,7 @@ from llmc.tune.task import Measurement, Task
 from llmc.tune.tasks import tasks_of
 from llmc.tune.tuner import TaskResult, TuneEvent, tune
 
-if TYPE_CHECKING:  # needs the extra `remote`
+if TYPE_CHECKING:
     from llmc.tune.remote import RemoteMeasurer
 
 

@@ -51,7 +51,7 @@ def main() -> None:
     From the first line on it dies with its parent. A process that is stopped before that would stand still for ever
     when its parent is killed: hence STARTED.
     """
-    _die_with_parent()
+    die_with_parent()
     parent, memory = Connection(int(sys.argv[1])), int(sys.argv[2])
     used = _pages(0)  # TVM's libraries, mostly
     resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
@@ -75,7 +75,7 @@ def _serve(job: Job, subjects: Subjects, parent: Connection) -> Measurement | Ll
     try:
         subject = _subject(job, subjects)
     except Exception as error:
-        return KernelError(f"its default configuration cannot be measured: {_line(error)}", where=job.task.key)
+        return KernelError(f"its default configuration cannot be measured: {one_line(error)}", where=job.task.key)
     parent.send(PREPARED)
     start = time.process_time()
     kernel: Candidate | None = None
@@ -88,7 +88,7 @@ def _serve(job: Job, subjects: Subjects, parent: Connection) -> Measurement | Ll
         kernel = subject.build(job.config)
         seconds = time.process_time() - start
     except Exception as error:
-        return failed("memory" if _is_memory(error) else "build", _line(error))
+        return failed("memory" if _is_memory(error) else "build", one_line(error))
     parent.send(BUILT)
     assert parent.recv() == GO
     try:
@@ -98,7 +98,7 @@ def _serve(job: Job, subjects: Subjects, parent: Connection) -> Measurement | Ll
     except Rejected as rejected:
         return failed(rejected.status, str(rejected))
     except Exception as error:
-        return failed("memory" if _is_memory(error) else "crash", _line(error))
+        return failed("memory" if _is_memory(error) else "crash", one_line(error))
 
 
 def _subject(job: Job, subjects: Subjects) -> Subject:
@@ -136,12 +136,12 @@ def _is_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or out_of_memory(str(error))
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error's kind and the last line of its message: TVM puts stack traces before it."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """The kernel kills this process, stopped or running, when its parent is gone, however that ended."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -29,14 +29,14 @@ from llmc.tune.builders import LocalBuilders
 from llmc.tune.device import DeviceError
 from llmc.tune.remote import RemoteMeasurer, remote_measurer
 from llmc.tune.task import Point, Task
-from llmc.tune.worker import _die_with_parent
+from llmc.tune.worker import die_with_parent
 from llmc.tvm_shim import TvmTarget, tvm
 
 from . import faults
 
 ROOT = Path(__file__).parents[2]
 KEY, CHILD = "boards", "llmc.tune.child"
-PREFIX = "import tests.tune.faults, llmc.tune.worker as worker; worker._die_with_parent()"  # of what serves the device
+PREFIX = "import tests.tune.faults, llmc.tune.worker as worker; worker.die_with_parent()"  # of what serves the device
 LINEAR = Task(
     Kernel(LOWBIT, LowBitLinearWorkload(96, 64, 4, 32, True, 8.0, bias=True, residual=True)),
     native(),
@@ -53,7 +53,7 @@ def free_port() -> int:
 
 def documented_server(tracker_port: int) -> str:
     """The line of docs/remote.md that serves a device, on this machine, with the faults of the tests."""
-    (line,) = re.findall(r"^while .*; done$", (ROOT / "docs/remote.md").read_text(encoding="utf8"), re.M)
+    (line,) = re.findall(r"^    (while .*; done)$", (ROOT / "docs/remote.md").read_text(encoding="utf8"), re.M)
     for theirs, ours in (
         ("sleep 1", "sleep 0.1"),
         ('python -c "', f'{sys.executable} -c "{PREFIX}; '),
@@ -76,7 +76,7 @@ def tracker() -> Iterator[int]:
         cwd=ROOT,
         start_new_session=True,
         stderr=subprocess.DEVNULL,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
     try:
         until(lambda: bool(session_of(tracker.port).summary()["server_info"]))
@@ -90,7 +90,9 @@ def tracker() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def measurer(tracker: int) -> Iterator[RemoteMeasurer]:
-    with remote_measurer(native(), f"127.0.0.1:{tracker}", KEY) as measurer:
+    """Patient: a busy machine builds and checks ten times as slowly."""
+    builders = LocalBuilders(1, limit_s=120)
+    with RemoteMeasurer(native(), tracker=f"127.0.0.1:{tracker}", key=KEY, builders=builders, timeout_s=60) as measurer:
         yield measurer
     assert not children()
 
@@ -116,13 +118,13 @@ def children() -> list[Path]:
 @pytest.mark.parametrize("careful", [False, True])
 def test_the_default_is_as_fast_as_itself(measurer: RemoteMeasurer, task: Task, careful: bool) -> None:
     default = task.kernel.template.default(task.kernel.workload, task.target)
-    results = list(measurer.measure(task, iter([default, default]), careful=careful))
-    assert [r.status for r in results] == ["ok", "ok"], [r.detail for r in results]
+    results = list(measurer.measure(task, iter([default] * (1 if careful else 2)), careful=careful))
+    assert {r.status for r in results} == {"ok"}, [r.detail for r in results]
     for result in results:
         assert result.config == default and result.verified == careful and result.build_seconds > 0
         assert set(result.timings) == {str(p) for p in task.points}
         assert all(0 < t.seconds < 0.1 and t.spread >= 0 for t in result.timings.values())
-        assert 0.4 < result.cost(task.points) < 2.5
+        assert 0.3 < result.cost(task.points) < 3.3
 
 
 @pytest.mark.parametrize(
