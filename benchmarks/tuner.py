@@ -77,7 +77,11 @@ WORKLOADS = [
     (Kernel(LOWBIT, LowBitLinearWorkload(1024, 1024, 4, 32, zero=8.0, activations="a32")), ROWS),
     (Kernel(ATTENTION, AttentionWorkload(12, 12, 32, 32**-0.5, causal=False)), PROMPT),
     (Kernel(DENSE, DenseLinearWorkload(1024, 2048)), ROWS),
-    (Kernel(NORM, NormWorkload(4096, kind="layer", bias=True)), ROWS),
+    (Kernel(NORM, NormWorkload(4096, kind="layer", bias=True)), Point((("M", 16),))),
+    (Kernel(LOWBIT, LowBitLinearWorkload(2048, 2048, 4, 128, zero=8.0, activations="a32")), ROWS),
+    (Kernel(DENSE, DenseLinearWorkload(2048, 512, residual=True)), ROW),
+    (Kernel(ATTENTION, AttentionWorkload(16, 4, 64, 64**-0.5)), PROMPT),
+    (Kernel(NORM, NormWorkload(576, residual=True, sum_output=True)), ROWS),
 ]
 
 

@@ -4,9 +4,6 @@ Gradient-boosted trees (Chen and Guestrin, "XGBoost", 2016) over the vectors of 
 trained on everything that was ever measured, and a correction, trained on what the current task's own measurements
 leave over. Each layer has several members, trained on resampled data: their disagreement is the model's uncertainty.
 
-Candidates that are built but not timed can be judged by a model of its own, `CostModel.built`, over longer vectors that
-tell what their machine code shows.
-
 The prior is either a regression of log2(time / default's time), or a ranking of configurations within a task and
 point ("rank:pairwise", as in Chen et al., "Learning to Optimize Tensor Programs", 2018), scaled to the same unit.
 Cross-validation over whole tasks decides. Candidates that failed train a classifier of their own.
@@ -31,7 +28,7 @@ from llmc.tune.task import Task
 
 Kind = Literal["regression", "ranking"]
 
-SCHEMA = 2
+SCHEMA = 1
 MEMBERS = 4
 _FOLDS = 5
 # One thread: with few rows a second one costs more than it brings, and it would disturb what is being measured.
@@ -60,7 +57,6 @@ class CostModel:
     correction: tuple[xgboost.Booster, ...] = ()
     failures: xgboost.Booster | None = None
     quality: Mapping[str, float] = field(default_factory=dict)  # Kendall's tau in cross-validation, by kind
-    built: CostModel | None = None  # the same over longer vectors, for candidates whose machine code is known
 
     # -- learning -----------------------------------------------------------------------------------------------
     @staticmethod
@@ -74,11 +70,9 @@ class CostModel:
             chosen = max(kinds, key=lambda k: np.nan_to_num(quality[k], nan=-1))
         return replace(_fit(samples, chosen, seed), quality=quality)
 
-    def learn_code(self, samples: Samples, seed: int = 0) -> CostModel:
-        """This model, and beside it one of candidates whose machine code is known, as far as `samples` tell of them.
-
-        Its `quality` then says how well such candidates are ranked by all that is known, and by the rest alone.
-        """
+    def compare_code(self, samples: Samples, seed: int = 0) -> CostModel:
+        """This model, whose `quality` also says how well candidates whose machine code `samples` know are ranked with
+        what it shows, and without: what it could bring if they were judged between building and timing."""
         known = samples.with_code()
         if not len(known.timed()):
             return self
@@ -86,14 +80,13 @@ class CostModel:
         compared = {
             name: cross_validate(s.timed(), "regression", seed) for name, s in (("with code", known), ("without", rest))
         }
-        return replace(self, built=_fit(known, "regression", seed), quality={**self.quality, **compared})
+        return replace(self, quality={**self.quality, **compared})
 
     def adapt(self, samples: Samples, seed: int = 0) -> CostModel:
         """This prior, corrected by a task's own measurements; an earlier correction is replaced."""
         timed = samples.timed()
         if not len(timed):
             return self
-        built = self.built.adapt(samples.with_code(), seed) if self.built else None
         left_over = timed.y - replace(self, correction=())._members(timed.X)
         rng = np.random.default_rng(seed)
         correction = []
@@ -104,7 +97,7 @@ class CostModel:
             correction.append(xgboost.train(parameters, data, _CORRECTION_ROUNDS))
         failures = _fit_failures(samples, seed)
         failures = self.failures if failures is None else failures
-        return replace(self, correction=tuple(correction), failures=failures, built=built)
+        return replace(self, correction=tuple(correction), failures=failures)
 
     # -- predicting ---------------------------------------------------------------------------------------------
     def predict(
@@ -113,22 +106,6 @@ class CostModel:
         """The whole task's cost, by the weights of its points, as `Measurement.cost` sums it up."""
         vectors = [features.matrix(task, p, configs, threads, foreign) for p in task.points]
         return self.predict_vectors(vectors, [p.weight for p in task.points])
-
-    def screen(
-        self,
-        task: Task,
-        configs: Sequence[Config],
-        codes: Sequence[Mapping[str, float]],
-        default: Mapping[str, float],
-        threads: int | None = None,
-    ) -> Prediction:
-        """The same of candidates that are built but not timed: `codes` is what their machine code shows (`BUILT`),
-        `default` what the default configuration's does."""
-        if self.built is None:
-            return self.predict(task, configs, threads)
-        shown = np.stack([features.built_vector(code, default) for code in codes])
-        vectors = [np.hstack([features.matrix(task, p, configs, threads), shown]) for p in task.points]
-        return self.built.predict_vectors(vectors, [p.weight for p in task.points])
 
     def predict_vectors(self, vectors: Sequence[np.ndarray], weights: Sequence[float]) -> Prediction:
         """The same from vectors [n, features] for each point."""
@@ -153,7 +130,7 @@ class CostModel:
     # -- keeping and explaining ---------------------------------------------------------------------------------
     def explain(self, top: int = 20) -> dict[str, float]:
         """The features that matter most, and each one's share of the trees' total gain."""
-        names = features.names(built=True)
+        names = features.names()
         gains = np.zeros(len(names))
         for booster in (*self.prior, *self.correction):
             for name, gain in booster.get_score(importance_type="total_gain").items():
@@ -162,37 +139,30 @@ class CostModel:
         return {names[i]: float(gains[i] / gains.sum()) for i in order if gains[i] > 0}
 
     def save(self, path: Path) -> None:
-        """The priors as JSON; corrections belong to one task, and are not kept."""
-        content = {"schema": SCHEMA, "features": features.names(built=True), "model": self._content()}
-        path.write_text(json.dumps(content), encoding="utf-8")
-
-    def _content(self) -> dict[str, Any]:
-        return {
+        """The prior as JSON; corrections belong to one task, and are not kept."""
+        content = {
+            "schema": SCHEMA,
+            "features": features.names(),
             "kind": self.kind,
             "scale": self.scale,
             "quality": dict(self.quality),
             "prior": [_to_text(b) for b in self.prior],
             "failures": None if self.failures is None else _to_text(self.failures),
-            "built": None if self.built is None else self.built._content(),
         }
+        path.write_text(json.dumps(content), encoding="utf-8")
 
     @staticmethod
     def load(path: Path) -> CostModel:
         """Raises OptionError for a model of other features, or another version."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("schema") != SCHEMA or content.get("features") != list(features.names(built=True)):
+        if content.get("schema") != SCHEMA or content.get("features") != list(features.names()):
             raise OptionError("the cost model is of another version of llmc", where=str(path), hint="train it again")
-        return CostModel._of(content["model"])
-
-    @staticmethod
-    def _of(content: Mapping[str, Any]) -> CostModel:
         return CostModel(
             content["kind"],
             tuple(_from_text(t) for t in content["prior"]),
             tuple(content["scale"]),
             failures=None if content["failures"] is None else _from_text(content["failures"]),
             quality=content["quality"],
-            built=None if content["built"] is None else CostModel._of(content["built"]),
         )
 
 

@@ -7,7 +7,7 @@ label, the time relative to the default, mostly follows from. Counts say what ha
 are: a knob without effect there leaves no trace, and kernels of different templates share one vocabulary.
 
 A candidate that is built shows more: `BUILT` is counted in its machine code (`machine_code`), and is appended, again
-with the same counts relative to the default's, where a built candidate is judged (`CostModel.screen`).
+with the same counts relative to the default's, where such candidates are compared (`CostModel.compare_code`).
 
 All quantities enter as log2: sizes, shares and costs act as ratios. A count that a template does not have, or code that
 nobody looked at, is missing (NaN), which XGBoost's trees treat as a branch of their own.

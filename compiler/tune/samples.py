@@ -83,7 +83,7 @@ class Samples:
 
 def _built(task: Task, found: Sequence[Measurement]) -> np.ndarray:
     """What follows the vectors of a task's measurements. Verified ones are built for all sizes, others often for one:
-    only the latter compare with each other, and with what is screened."""
+    only the latter compare with each other."""
     default = task.kernel.template.default(task.kernel.workload, task.target)
     codes = [{} if m.verified else m.code for m in found]
     base = next((code for m, code in zip(found, codes, strict=True) if code and m.config == default), {})

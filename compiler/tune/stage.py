@@ -113,9 +113,9 @@ def known(database: Database, target: Target) -> list[tuple[Task, Measurement]]:
 
 
 def learn(database: Database, target: Target, seed: int = 0) -> CostModel:
-    """The cost model that a search for `target` would start with, with what machine code adds to it."""
+    """The cost model that a search for `target` would start with, and what machine code would add to it."""
     samples = Samples.of(known(database, target), target)
-    return CostModel.fit(samples, seed).learn_code(samples, seed)
+    return CostModel.fit(samples, seed).compare_code(samples, seed)
 
 
 def report(

@@ -62,7 +62,7 @@ class Norm(Template):
         return isinstance(workload, NormWorkload) and target.kind == "llvm"
 
     def space(self, workload: NormWorkload, target: Target) -> Space:
-        return Space({"unroll": (1, 2, 4, 8), "grain": (16384, 32768, 65536, 131072)})
+        return Space({"unroll": (1, 2, 3, 4, 6, 8, 12, 16), "grain": (16384, 32768, 65536, 131072)})
 
     def default(self, workload: NormWorkload, target: Target) -> dict[str, int | str]:
         return {"unroll": 4, "grain": 65536}

@@ -16,7 +16,7 @@ from llmc.schedules.base import Kernel
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.targets.detect import machine, native
-from llmc.tune import effort, stage
+from llmc.tune import effort, remote, stage
 from llmc.tune.task import Measurement, Task
 
 from ..graphs import Decoder
@@ -154,3 +154,30 @@ def test_what_cannot_be_measured_fails(llmc: Call, tmp_path: Path, monkeypatch: 
     assert code == 8 and "could not be tuned: norm" in err and "cannot be measured" in err
     code, _, err = llmc(*words, "--workload", "norm NormWorkload(K=65)")
     assert code == 0 and "could not be tuned: norm" in err
+
+
+def test_a_devices_records_name_the_device(
+    llmc: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretended: type[Pretender]
+) -> None:
+    asked = []
+
+    def measurer(*arguments: object, seed: int) -> Pretender:
+        asked.append((*arguments[1:], seed))
+        return Pretender()
+
+    monkeypatch.setattr(remote, "remote_measurer", measurer)
+    monkeypatch.setattr(effort, "machine", lambda: dataclasses.replace(machine(), flags=frozenset()))
+    made = artifact(tmp_path / "a.llmc", spec(NORM_64, 1))
+    devices = ("--tracker", "192.0.2.7:9190", "--key", "board", "--builders", "tcp://192.0.2.8:8786")
+    code, out, err = llmc("tune", made, *devices, "--trials", 1, "--db", tmp_path / "t.db", "--json")
+    assert code == 0, err
+    assert asked == [("192.0.2.7:9190", "board", "tcp://192.0.2.8:8786", 0)]
+    assert {(r.key.cpu, r.key.cores) for r in records(tmp_path / "t.db")} == {("rpc:board", 0)}
+    assert json.loads(out)["kernels"][0]["provenance"] == "tuned"
+
+
+@pytest.mark.parametrize("given", ["--tracker 192.0.2.7:9190", "--key board", "--builders tcp://192.0.2.8:8786"])
+def test_a_device_needs_an_address_and_a_key(llmc: Call, tmp_path: Path, given: str) -> None:
+    code, out, err = llmc("tune", "--workload", "norm NormWorkload(K=64)", *given.split(), "--db", tmp_path / "t.db")
+    assert (code, out) == (2, "")
+    assert given.split()[0] in err and "--tracker HOST:PORT and --key KEY" in err

@@ -33,9 +33,7 @@ def test_stacked_weights_stay_packed_where_all_are(mixed: bool) -> None:
         codes = rng.integers(0, 16, (n, 64), np.uint8)
         scale = rng.random((n, 2), np.float32)
         plain.append(((codes.astype(np.float32) - 8).reshape(n, 2, 32) * scale[..., None]).reshape(n, 64))
-        weights.append(
-            QuantizedWeight(codes if mixed and i else PackedCodes((packed(codes),), 64), scale, 8.0, 4, 32)
-        )
+        weights.append(QuantizedWeight(codes if mixed and i else PackedCodes((packed(codes),), 64), scale, 8.0, 4, 32))
     stacked = concat_rows(weights)
     assert isinstance(stacked.q, np.ndarray if mixed else PackedCodes)
     np.testing.assert_array_equal(stacked.dequantize(), np.concatenate(plain))

@@ -175,12 +175,23 @@ def test_choice_prefers_own_records_then_shipped_ones(database: Database, monkey
     shipped = [Record(elsewhere, measured(0.7, MR=6)), Record(dataclasses.replace(key, version=0), measured(0.1, MR=4))]
     monkeypatch.setattr(tune, "shipped", lambda target: tuple(shipped))
     assert choose(database, kernel) == (config(MR=6), "shipped")
-    database.insert([Record(elsewhere, measured(0.2, MR=5))])  # another machine's record is not this user's tuning
+    database.insert([Record(elsewhere, measured(0.2, MR=5))])  # of another TVM
     assert choose(database, kernel) == (config(MR=6), "shipped")
     database.add(task(), measured(0.1, MR=99))  # no longer in the template's space
     database.add(task(), measured(0.9, MR=7))
     assert choose(database, kernel) == (config(MR=7), "tuned")
     assert choose_configs([kernel], task().target, database.path.parent / "absent.db")[kernel].provenance == "shipped"
+
+
+def test_other_machines_records_serve_until_this_one_has_its_own(database: Database) -> None:
+    """Of a device, or imported: without own records they decide, with own ones they are not asked."""
+    kernel, device = task().kernel, dataclasses.replace(Key.of(task()), cpu="rpc:board", cores=0)
+    database.insert([Record(device, measured(0.8, MR=6))])
+    assert choose(database, kernel) == (config(MR=6), "tuned")
+    database.add(task(), measured(1.0, MR=6))  # here it brings nothing
+    assert choose(database, kernel) == (DENSE.default(kernel.workload, task().target), "default")
+    database.add(task(), measured(0.9, MR=7))
+    assert choose(database, kernel) == (config(MR=7), "tuned")
 
 
 def test_records_with_more_points_go_first(database: Database) -> None:

@@ -79,7 +79,7 @@ def test_warm_search_starts_near_the_best(good):
 def test_a_space_is_searched_to_its_end():
     task = norm()
     search = Search(task, CostModel(), threads=2)
-    assert len(_run(search, Still(), 100)) == 15, "all of the 16 but the default"
+    assert len(_run(search, Still(), 100)) == 31, "all of the 32 but the default"
     assert search.finished
 
 
