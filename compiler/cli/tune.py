@@ -49,7 +49,7 @@ def command(
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Search for faster kernels for a model, an artifact or single workloads.
+    """Search for faster kernels for a model or an artifact.
 
     What is measured goes to the tuning database at once, and `llmc compile` takes the best from there. An artifact
     itself does not change: compile its model again. Ctrl-C ends the search: what was found so far is verified (a second

@@ -112,19 +112,18 @@ def tune(
     ends the search; the winners are still verified, unless it is pressed again. Each search follows from `seed` and
     what was measured; how trials are shared out among tasks depends on how long they take, too.
     """
-    run = _Run(tasks, measurer, database, trials, time_budget_s, batch, progress)
     known = list(history)
     prior = model or (CostModel.fit(Samples.of(known, tasks[0].target), seed) if known and tasks else CostModel())
-    run.lanes = [_Lane(task, prior, known, allowed, seed + i) for i, task in enumerate(tasks)]
-    return run.finish()
+    lanes = [_Lane(task, prior, known, allowed, seed + i) for i, task in enumerate(tasks)]
+    return _Run(lanes, measurer, database, trials, time_budget_s, batch, progress).finish()
 
 
 class _Run:
-    """One call of `tune`."""
+    """One call of `tune`. The time budget begins here, when the cost model has learned what is known."""
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        lanes: Sequence[_Lane],
         measurer: Measures,
         database: Keeps,
         trials: int,
@@ -133,11 +132,10 @@ class _Run:
         progress: Callable[[TuneEvent], None] | None,
     ) -> None:
         self.measurer, self.database, self.batch = measurer, database, batch
-        self.total, self.most = trials * len(tasks), 4 * trials
+        self.lanes, self.total, self.most = lanes, trials * len(lanes), 4 * trials
         self.start, self.budget, self.progress = time.monotonic(), time_budget_s, progress
         self.failures: Counter[str] = Counter()
         self.count = 0
-        self.lanes: list[_Lane] = []
 
     def finish(self) -> list[TaskResult]:
         verified: dict[int, Measurement] = {}
