@@ -48,15 +48,18 @@ from llmc.targets.base import Target
 from llmc.targets.detect import machine, native
 from llmc.tune import features
 from llmc.tune.cost_model import CostModel, Samples, tau
+from llmc.tune.effort import EFFORTS
 from llmc.tune.neighbours import starts
 from llmc.tune.search import Key, Search, key
 from llmc.tune.task import Measurement, Point, Task, Timing
 
 SHIPPED = Path(__file__).with_name("tuner_table.jsonl")  # complete, of the machine that it names
 OWN = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmc" / "tuner-table.jsonl"
-BATCH = 8
+BATCH = EFFORTS["full"].batch
+LEAST = 8  # measured configurations that make a workload worth a search
 LEVEL = 0.95
 CALM = 0.1  # largest relative half-width of a time that counts; others are measured again
+TURN = 32  # configurations of a workload that are recorded in a row
 CURVE = 64  # trials that curves show
 Table = dict[Task, dict[Key, Measurement]]
 
@@ -143,7 +146,7 @@ def record(path: Path, target: Target, seconds: float) -> None:
     with Measurer(target) as measurer, path.open("a", encoding="utf-8") as file:
         while any(left.values()):
             for task, configs in left.items():
-                batch, left[task] = configs[: 4 * BATCH], configs[4 * BATCH :]
+                batch, left[task] = configs[:TURN], configs[TURN:]
                 try:
                     lines = [_row(m) for m in measurer.measure(task, batch)]
                 except KernelError as error:
@@ -285,7 +288,7 @@ def main() -> None:
     path = args.table or (OWN if args.record or OWN.exists() else SHIPPED)
     if args.record:
         record(path, target, args.record)
-    table = {task: known for task, known in load(path, target).items() if len(known) > BATCH}
+    table = {task: known for task, known in load(path, target).items() if len(known) > LEAST}
     if len(table) < 2:
         sys.exit(f"{path} holds too little of {target.name}: measure first with --record SECONDS")
     seeds = range(args.seed, args.seed + (1 if args.quick else args.seeds))

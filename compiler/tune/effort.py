@@ -22,8 +22,8 @@ class Effort:
 
 EFFORTS = {
     "none": Effort(trials=0, batch=0, seconds=0),
-    "quick": Effort(trials=16, batch=8, seconds=180),
-    "full": Effort(trials=96, batch=8, seconds=900),
+    "quick": Effort(trials=16, batch=4, seconds=180),
+    "full": Effort(trials=96, batch=4, seconds=900),
 }
 
 

@@ -25,7 +25,7 @@ Key = tuple[tuple[str, int | str], ...]
 
 _WHOLE = 4096  # a space of at most so many configurations is ranked whole
 _POPULATION, _GENERATIONS, _ELITE = 192, 4, 48
-_EXPLORE = 2.0  # k of mean - k * std
+_EXPLORE = 1.0  # k of mean - k * std
 _FAILURE = 1.0  # log2 cost of a candidate that is sure to fail
 _RANDOM = 0.25  # share of a batch
 _PATIENCE = 3  # batches without hope before the search ends

@@ -99,7 +99,7 @@ def tune(
     trials: int,
     time_budget_s: float | None = None,
     seed: int = 0,
-    batch: int = 8,
+    batch: int = 4,
     history: Iterable[Record] = (),
     model: CostModel | None = None,
     allowed: Callable[[Task, Config], bool] = lambda task, config: True,
