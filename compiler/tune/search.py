@@ -28,7 +28,7 @@ _POPULATION, _GENERATIONS, _ELITE = 192, 4, 48
 _EXPLORE = 1.0  # k of mean - k * std
 _FAILURE = 1.0  # log2 cost of a candidate that is sure to fail
 _RANDOM = 0.25  # share of a batch
-_PATIENCE = 3  # batches without hope before the search ends
+_PATIENCE = 6  # batches without hope before the search ends
 _LEAST_TRIALS = 16
 # Hopes count as much as they came true before, or a model that is always sure of the next trial would spend the whole
 # budget on one task. So much (log2) is believed without proof.
