@@ -12,8 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from llmc.cli import main
+from llmc.tune import stage
 
 from ..runtime.toys import V, write_decoder, write_mlp
+from .pretender import Pretender
 
 TEMPLATE = b"{% for m in messages %}{{ m.content }} {% endfor %}t3"
 
@@ -57,3 +59,11 @@ def llmc(capfd: pytest.CaptureFixture[str]) -> Call:
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
+    """Kernels are tuned without being measured; nothing is known, and there is nothing to learn from."""
+    monkeypatch.setattr(stage, "Measurer", Pretender)
+    monkeypatch.setattr(stage, "shipped", lambda target: ())
+    return Pretender

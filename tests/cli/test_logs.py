@@ -10,7 +10,7 @@ import pytest
 from llmc.schedules.base import Kernel
 from llmc.schedules.norm.norm import NORM, NormWorkload
 from llmc.targets.detect import native
-from llmc.tune import record, stage
+from llmc.tune import record
 from llmc.tune.database import Database
 from llmc.tune.record import Record
 from llmc.tvm_shim import TVM_VERSION
@@ -23,13 +23,6 @@ from .pretender import NORM_64, Pretender, artifact, records, spec
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Decoder().plain(tmp_path_factory.mktemp("tune") / "toy.onnx")
-
-
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
-    monkeypatch.setattr(stage, "Measurer", Pretender)
-    monkeypatch.setattr(stage, "shipped", lambda target: ())  # nothing is known, and nothing to learn from
-    return Pretender
 
 
 def test_misses_are_explained(

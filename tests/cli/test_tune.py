@@ -14,7 +14,7 @@ import pytest
 
 from llmc import pipeline
 from llmc.targets.detect import machine, native
-from llmc.tune import choose_configs, effort, stage
+from llmc.tune import choose_configs, effort
 
 from ..graphs import Decoder
 from .conftest import Call
@@ -24,13 +24,6 @@ from .pretender import Pretender, records
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Decoder().plain(tmp_path_factory.mktemp("tune") / "toy.onnx")
-
-
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
-    monkeypatch.setattr(stage, "Measurer", Pretender)
-    monkeypatch.setattr(stage, "shipped", lambda target: ())  # nothing is known, and nothing to learn from
-    return Pretender
 
 
 def test_a_model_is_tuned(llmc: Call, toy: Path, tmp_path: Path) -> None:

@@ -46,13 +46,6 @@ def calls(toy: Path) -> Mapping[Kernel, int]:
     return found
 
 
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
-    monkeypatch.setattr(stage, "Measurer", Pretender)
-    monkeypatch.setattr(stage, "shipped", lambda target: ())  # nothing is known, and nothing to learn from
-    return Pretender
-
-
 def test_an_artifact_is_tuned_as_its_model_is(
     llmc: Call, toy: Path, calls: Mapping[Kernel, int], tmp_path: Path, pretended: type[Pretender]
 ) -> None:
