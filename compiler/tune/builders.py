@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -63,7 +64,6 @@ def build(task: Task, config: Config, careful: bool) -> Built | Measurement:
     """The kernel as models use it; without `careful`, a task of one point is built for that size alone."""
     start = time.process_time()
     template, workload, target = task.kernel.template, task.kernel.workload, task.target
-    compiler: str | None = getattr(target, "cross_compiler", None)  # of targets that this machine's own cannot link for
     try:
         func = template.build(workload, target, config)
         if is_fixed(task, careful):
@@ -71,8 +71,8 @@ def build(task: Task, config: Config, careful: bool) -> Built | Measurement:
         module = build_kernels({"kernel": func}, TvmTarget(target.tvm()))
         with TemporaryDirectory(prefix="llmc-") as folder:
             library = Path(folder) / "kernel.so"
-            module.export_library(str(library), cc=compiler)
-            code = count(library) if readable() and not compiler else {}
+            module.export_library(str(library))
+            code = count(library) if readable() else {}
             return Built(library.read_bytes(), time.process_time() - start, code)
     except Exception as error:
         status: Status = "memory" if isinstance(error, MemoryError) or out_of_memory(str(error)) else "build"
@@ -84,7 +84,7 @@ def is_fixed(task: Task, careful: bool) -> bool:
     return not careful and len(task.points) == 1
 
 
-class _Pool:
+class _Pool(ABC):
     """Keeps `slots` builds under way on an executor."""
 
     def __init__(self, executor: Executor, slots: int) -> None:
@@ -112,8 +112,9 @@ class _Pool:
             for future in running:  # the caller stopped in the middle
                 future.cancel()
 
+    @abstractmethod
     def _submit(self, task: Task, config: Config, careful: bool) -> Future[Built | Measurement]:
-        raise NotImplementedError
+        """Start one build."""
 
     def _result(self, future: Future[Built | Measurement]) -> Built | Measurement:
         return future.result()

@@ -2,9 +2,8 @@
 
 It runs code that nobody has run before: whatever that does (loop, crash, allocate without end) ends here. The protocol
 is a few pickled values each way. In: a `Job`, later GO. Out: STARTED, before which nobody may stop it (see `main`);
-PREPARED once the task's data and its default kernel
-stand, BUILT when the candidate is about to run and wants the machine for itself, then the `Measurement`; or an
-LlmcError where the default itself cannot be measured.
+PREPARED once the task's data and its default kernel stand, BUILT when the candidate is about to run and wants the
+machine for itself, then the `Measurement`; or an LlmcError where the default itself cannot be measured.
 """
 
 from __future__ import annotations

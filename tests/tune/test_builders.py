@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,8 +14,6 @@ from distributed import Client, LocalCluster
 
 from llmc.errors import LlmcError, OptionError
 from llmc.schedules.base import Config
-from llmc.targets.base import Target
-from llmc.targets.detect import native
 from llmc.tune import builders
 from llmc.tune.builders import Builders, Built, ClusterBuilders, LocalBuilders, build
 from llmc.tune.task import Measurement, Point, Task
@@ -70,22 +67,6 @@ def test_a_build_is_a_library(tmp_path: Path) -> None:
     assert isinstance(fixed, Built)
     with pytest.raises(Exception, match="shape"):
         doubles(fixed, tmp_path, 3)
-
-
-def test_a_target_links_with_its_own_compiler(tmp_path: Path) -> None:
-    """Its description names one that notes what it was called with."""
-    compiler, notes = tmp_path / "cross-g++", tmp_path / "notes"
-    compiler.write_text(f'#!/bin/sh\necho "$@" > {notes}\nexec g++ "$@"\n')
-    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
-
-    @dataclasses.dataclass(frozen=True)
-    class Foreign(Target):
-        cross_compiler: str = str(compiler)
-
-    target = Foreign(**{f.name: getattr(native(), f.name) for f in dataclasses.fields(Target)})
-    built = build(dataclasses.replace(faults.task(), target=target), NONE, False)
-    assert isinstance(built, Built) and doubles(built, tmp_path, 2)
-    assert "-shared" in notes.read_text()
 
 
 def test_local_builds_that_go_wrong_are_recorded_by_kind() -> None:
