@@ -140,8 +140,8 @@ def test_the_defaults_vector_follows_from_any_other():
 
 def test_the_documentation_lists_all_features():
     text = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
-    rows = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in text.splitlines() if line.startswith("| ")]
-    documented = [row for row in rows if row != ("feature", "meaning")]
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("| feature | meaning |")]
+    documented = [tuple(cell.strip() for cell in row.split("|")[1:3]) for table in tables for row in table[2:]]
     assert documented == [item for part in (features.TASK, features.CODE, features.BUILT) for item in part.items()]
 
 
