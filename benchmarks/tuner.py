@@ -65,26 +65,27 @@ Table = dict[Task, dict[Key, Measurement]]
 
 ROW, ROWS = Point((("M", 1),)), Point((("M", 128),))
 PROMPT = Point((("B", 1), ("S", 128), ("CB", 2), ("C", 128)))
-PADDED = Point((*PROMPT.dims, ("T", 128)))
+SHORT_PAST = Point((("B", 1), ("S", 1), ("CB", 32), ("C", 2048)))
+LONG_PAST = Point((("B", 1), ("S", 1), ("CB", 64), ("C", 4096)))
 WORKLOADS = [
-    (Kernel(LOWBIT, LowBitLinearWorkload(3072, 576, 4, 32, zero=8.0, activation="silu_mul")), ROWS),
-    (Kernel(DENSE, DenseLinearWorkload(576, 576, residual=True)), ROWS),
-    (Kernel(ATTENTION, AttentionWorkload(9, 3, 64, 64**-0.5)), PROMPT),
-    (Kernel(LOWBIT, LowBitLinearWorkload(576, 1536, 4, 32, zero=8.0, residual=True)), ROW),
-    (Kernel(DENSE, DenseLinearWorkload(3072, 576, activation="silu_mul")), ROWS),
-    (Kernel(LOWBIT, LowBitLinearWorkload(1024, 1024, 8, 128, zero=128.0)), ROWS),
-    (Kernel(DENSE, DenseLinearWorkload(1024, 2048)), ROW),
-    (Kernel(ATTENTION, AttentionWorkload(32, 8, 128, 128**-0.5)), PROMPT),
-    (Kernel(LOWBIT, LowBitLinearWorkload(2048, 2048, 4, 128, symmetric=False)), ROWS),
-    (Kernel(DENSE, DenseLinearWorkload(1536, 384, bias=True, activation="gelu")), ROWS),
-    (Kernel(LOWBIT, LowBitLinearWorkload(1024, 1024, 4, 32, zero=8.0, activations="a32")), ROWS),
-    (Kernel(ATTENTION, AttentionWorkload(12, 12, 32, 32**-0.5, causal=False)), PROMPT),
-    (Kernel(DENSE, DenseLinearWorkload(1024, 2048)), ROWS),
-    (Kernel(NORM, NormWorkload(4096, kind="layer", bias=True)), Point((("M", 16),))),
-    (Kernel(LOWBIT, LowBitLinearWorkload(2048, 2048, 4, 128, zero=8.0, activations="a32")), ROWS),
-    (Kernel(DENSE, DenseLinearWorkload(2048, 512, residual=True)), ROW),
-    (Kernel(ATTENTION, AttentionWorkload(16, 4, 64, 64**-0.5)), PROMPT),
-    (Kernel(NORM, NormWorkload(576, residual=True, sum_output=True)), ROWS),
+    (Kernel(LOWBIT, LowBitLinearWorkload(896, 4864, 4, 32, zero=8.0, residual=True)), ROW),
+    (Kernel(DENSE, DenseLinearWorkload(768, 768, bias=True, residual=True)), ROWS),
+    (Kernel(ATTENTION, AttentionWorkload(14, 2, 64, 64**-0.5)), PROMPT),
+    (Kernel(LOWBIT, LowBitLinearWorkload(1152, 896, 4, 32, symmetric=False, bias=True)), ROWS),
+    (Kernel(DENSE, DenseLinearWorkload(3072, 768, bias=True, activation="gelu")), ROWS),
+    (Kernel(LOWBIT, LowBitLinearWorkload(2048, 2048, 8, 32, zero=128.0)), ROW),
+    (Kernel(NORM, NormWorkload(896, residual=True, sum_output=True)), ROWS),
+    (Kernel(DENSE, DenseLinearWorkload(768, 3072)), ROW),
+    (Kernel(ATTENTION, AttentionWorkload(32, 8, 64, 64**-0.5)), LONG_PAST),
+    (Kernel(LOWBIT, LowBitLinearWorkload(768, 768, 8, 768, zero=128.0, bias=True)), ROWS),
+    (Kernel(DENSE, DenseLinearWorkload(9728, 896, activation="silu_mul")), ROWS),
+    (Kernel(LOWBIT, LowBitLinearWorkload(11264, 2048, 4, 64, zero=8.0, activation="silu_mul")), ROW),
+    (Kernel(ATTENTION, AttentionWorkload(12, 12, 64, 64**-0.5, causal=False)), PROMPT),
+    (Kernel(LOWBIT, LowBitLinearWorkload(896, 896, 4, 64, zero=8.0, activations="a32")), ROWS),
+    (Kernel(NORM, NormWorkload(768, kind="layer", bias=True)), ROWS),
+    (Kernel(DENSE, DenseLinearWorkload(4096, 1024)), ROW),
+    (Kernel(ATTENTION, AttentionWorkload(14, 2, 64, 64**-0.5)), SHORT_PAST),
+    (Kernel(LOWBIT, LowBitLinearWorkload(2048, 5632, 4, 128, zero=8.0, residual=True)), ROWS),
 ]
 
 
@@ -133,7 +134,9 @@ def load(path: Path, target: Target) -> Table:
 
 
 def record(path: Path, target: Target, seconds: float) -> None:
-    """Add measurements to the table, a batch of each workload in turn, until the time is over or all is measured."""
+    """Add measurements to the table, a batch of each workload in turn, until the time is over or all is measured.
+
+    Prints how many candidates a second that were: built, checked, timed against the default, and all that between."""
     from llmc.tune.measure import Measurer
 
     table, end = load(path, target), time.monotonic() + seconds
@@ -143,10 +146,12 @@ def record(path: Path, target: Target, seconds: float) -> None:
         configs = distinct(task)
         Random(task.key).shuffle(configs)
         left[task] = [c for c in configs if key(c) not in known]
+    spent: dict[str, list[float]] = {"one row": [0, 0], "more rows": [0, 0]}  # candidates and seconds
     with Measurer(target) as measurer, path.open("a", encoding="utf-8") as file:
-        while any(left.values()):
+        while any(left.values()) and time.monotonic() < end:
             for task, configs in left.items():
                 batch, left[task] = configs[:TURN], configs[TURN:]
+                begin = time.monotonic()
                 try:
                     lines = [_row(m) for m in measurer.measure(task, batch)]
                 except KernelError as error:
@@ -156,8 +161,14 @@ def record(path: Path, target: Target, seconds: float) -> None:
                 if lines:
                     file.write("".join(f"{line}\n" for line in [_header(task), *lines]))
                     file.flush()
+                sizes = task.points[0].sizes()
+                total = spent["one row" if 1 in (sizes.get("M"), sizes.get("S")) else "more rows"]
+                total[:] = total[0] + len(batch), total[1] + time.monotonic() - begin
                 if time.monotonic() > end:
-                    return
+                    break
+    for rows, (candidates, took) in spent.items():
+        if candidates:
+            print(f"{rows}: {candidates} candidates, {candidates / took:.2f} a second", file=sys.stderr)
 
 
 def _header(task: Task) -> str:

@@ -35,15 +35,39 @@ def substitute(expr: Expr, values: Mapping[tirx.Var, Expr | int]) -> Expr:
     return tvm_ffi.structural_map(expr, (tvm.ir.Var, lambda var: exprs.get(var, var)), order="post")
 
 
-def with_sizes(func: PrimFunc, shapes: Sequence[Sequence[int | str]], sizes: Mapping[str, int]) -> PrimFunc:
-    """A kernel for these sizes alone. `shapes` are those of its first parameters, with symbols as strings."""
-    fixed = {
-        dim: tirx.IntImm("int64", sizes[symbol])
+def without_unreached(
+    func: PrimFunc, shapes: Sequence[Sequence[int | str]], sizes: Sequence[Mapping[str, int]]
+) -> PrimFunc:
+    """A function without the branches that it takes at none of these sizes: it must be called at no other.
+
+    `shapes` are those of its first parameters, with symbols as strings. Conditions on anything but them stay.
+    """
+    symbols = {
+        dim: symbol
         for param, shape in zip(func.params, shapes, strict=False)
         for dim, symbol in zip(param.shape, shape, strict=True)
-        if isinstance(symbol, str) and symbol in sizes
+        if isinstance(symbol, str)
     }
-    return tvm_ffi.structural_map(func, (tvm.ir.Var, lambda var: fixed.get(var, var)), order="post")
+    analyzer = Analyzer()
+
+    def empty_unreached(branch: tirx.IfThenElse) -> tirx.IfThenElse:
+        at = [{dim: size[symbol] for dim, symbol in symbols.items() if symbol in size} for size in sizes]
+        taken = [analyzer.simplify(substitute(branch.condition, values)) for values in at]
+        if not all(isinstance(known, tirx.IntImm) for known in taken):
+            return branch
+        if not any(map(int, taken)):  # the condition stays: TVM simplifies the other branch by it
+            return tirx.IfThenElse(branch.condition, tirx.Evaluate(0), branch.else_case)
+        if all(map(int, taken)):
+            return tirx.IfThenElse(branch.condition, branch.then_case, None)
+        return branch
+
+    return tvm_ffi.structural_map(func, (tirx.IfThenElse, empty_unreached), order="post")
+
+
+def with_plain_division(func: PrimFunc) -> PrimFunc:
+    """A function whose integer divisions round towards zero: the same one, if it divides no negative numbers."""
+    plain = [(tirx.FloorDiv, lambda e: tirx.Div(e.a, e.b)), (tirx.FloorMod, lambda e: tirx.Mod(e.a, e.b))]
+    return tvm_ffi.structural_map(func, plain, order="post")
 
 
 def with_root_block(func: PrimFunc) -> PrimFunc:
@@ -73,6 +97,7 @@ __all__ = [
     "topi",
     "tvm",
     "tvm_ffi",
+    "with_plain_division",
     "with_root_block",
-    "with_sizes",
+    "without_unreached",
 ]

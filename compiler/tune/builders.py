@@ -24,9 +24,10 @@ from llmc.targets.detect import machine
 from llmc.tir_pipeline import build_kernels
 from llmc.tune.child import Child, Lost
 from llmc.tune.machine_code import count, readable
+from llmc.tune.subject import function_of
 from llmc.tune.task import Measurement, Status, Task
 from llmc.tune.worker import one_line, out_of_memory
-from llmc.tvm_shim import FFI_VERSION, TVM_VERSION, TvmTarget, with_sizes
+from llmc.tvm_shim import FFI_VERSION, TVM_VERSION, TvmTarget
 
 BUILD_S = 30.0  # what one build may take
 _CONNECT_S = 10.0
@@ -61,14 +62,10 @@ class Builders(Protocol):
 
 
 def build(task: Task, config: Config, careful: bool) -> Built | Measurement:
-    """The kernel as models use it; without `careful`, a task of one point is built for that size alone."""
+    """One candidate, as `function_of` has it."""
     start = time.process_time()
-    template, workload, target = task.kernel.template, task.kernel.workload, task.target
     try:
-        func = template.build(workload, target, config)
-        if is_fixed(task, careful):
-            func = with_sizes(func, [arg.shape for arg in workload.inputs()], task.points[0].sizes())
-        module = build_kernels({"kernel": func}, TvmTarget(target.tvm()))
+        module = build_kernels({"kernel": function_of(task, config, careful)}, TvmTarget(task.target.tvm()))
         with TemporaryDirectory(prefix="llmc-") as folder:
             library = Path(folder) / "kernel.so"
             module.export_library(str(library))
@@ -77,11 +74,6 @@ def build(task: Task, config: Config, careful: bool) -> Built | Measurement:
     except Exception as error:
         status: Status = "memory" if isinstance(error, MemoryError) or out_of_memory(str(error)) else "build"
         return Measurement(config, status, {}, one_line(error), time.process_time() - start, careful)
-
-
-def is_fixed(task: Task, careful: bool) -> bool:
-    """Is the task built for one size alone?"""
-    return not careful and len(task.points) == 1
 
 
 class _Pool(ABC):

@@ -19,7 +19,7 @@ import numpy as np
 
 from llmc.errors import KernelError, LlmcError, OptionError
 from llmc.schedules.base import Arrays, Config
-from llmc.tune.builders import Built, is_fixed
+from llmc.tune.builders import Built
 from llmc.tune.subject import Candidate, Case, Rejected, Subject, undisturbed
 from llmc.tune.task import Measurement, Status, Task, Timing
 from llmc.tune.worker import one_line, out_of_memory
@@ -107,13 +107,12 @@ class Device:
 class Job:
     """A task's default as it was built, and where candidates are compared with it.
 
-    `careful` as in `RemoteMeasurer.measure`; `whole`: built for all sizes; `seed` decides all random data.
+    `careful` as in `RemoteMeasurer.measure`; `seed` decides all random data.
     """
 
     device: Device
     task: Task
     careful: bool
-    whole: bool
     seed: int
     default: Built
 
@@ -162,7 +161,6 @@ class _RemoteSubject(Subject):
         return _Loaded(module["kernel"], *self.packs[layout], built.code, module)
 
     def _build_default(self) -> _Loaded:
-        self.fixed = is_fixed(self.task, self.job.whole)
         return self.load(self.kernel.template.default(self.kernel.workload, self.task.target), self.job.default)
 
     def _pack(self, config: Config) -> tuple[Sequence[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:

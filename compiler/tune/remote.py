@@ -12,7 +12,7 @@ from types import TracebackType
 from llmc.errors import KernelError, OptionError
 from llmc.schedules.base import Config
 from llmc.targets.base import Target
-from llmc.tune.builders import Builders, Built, ClusterBuilders, LocalBuilders, is_fixed
+from llmc.tune.builders import Builders, Built, ClusterBuilders, LocalBuilders
 from llmc.tune.child import Child, Lost
 from llmc.tune.device import PREPARE_S, Device, Job, prepare, race
 from llmc.tune.task import Measurement, Task
@@ -82,21 +82,18 @@ class RemoteMeasurer:
         `wait_s`, and what `Builders.build` raises.
         """
         job = self._job(task, careful)
-        for config, built in self.builders.build(task, configs, job.whole):
+        for config, built in self.builders.build(task, configs, careful):
             yield built if isinstance(built, Measurement) else self._race(job, config, built)
 
     def _job(self, task: Task, careful: bool) -> Job:
-        """The task's default, built once: as if careful, for all sizes, where TVM cannot simplify it for one."""
+        """The task's default, built once."""
         name = f"{task.key} {task.points}", careful
         if name not in self._jobs:
-            default, whole = task.kernel.template.default(task.kernel.workload, task.target), careful
-            ((_, built),) = self.builders.build(task, [default], whole)
-            if is_fixed(task, careful) and not isinstance(built, Built):
-                whole = True
-                ((_, built),) = self.builders.build(task, [default], whole)
+            default = task.kernel.template.default(task.kernel.workload, task.target)
+            ((_, built),) = self.builders.build(task, [default], careful)
             if isinstance(built, Measurement):
                 raise _unmeasurable(task, built.detail)
-            self._jobs[name] = Job(self.device, task, careful, whole, self.seed, built)
+            self._jobs[name] = Job(self.device, task, careful, self.seed, built)
         return self._jobs[name]
 
     def _race(self, job: Job, config: Config, built: Built) -> Measurement:
