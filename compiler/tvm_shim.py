@@ -35,10 +35,9 @@ def substitute(expr: Expr, values: Mapping[tirx.Var, Expr | int]) -> Expr:
     return tvm_ffi.structural_map(expr, (tvm.ir.Var, lambda var: exprs.get(var, var)), order="post")
 
 
-def without_unreached(
-    func: PrimFunc, shapes: Sequence[Sequence[int | str]], sizes: Sequence[Mapping[str, int]]
-) -> PrimFunc:
-    """A function without the branches that it takes at none of these sizes: it must be called at no other.
+def for_sizes(func: PrimFunc, shapes: Sequence[Sequence[int | str]], sizes: Sequence[Mapping[str, int]]) -> PrimFunc:
+    """A function for these sizes alone: without the branches that none of them takes, and with a number for every
+    symbol that is the same in all.
 
     `shapes` are those of its first parameters, with symbols as strings. Conditions on anything but them stay.
     """
@@ -61,7 +60,14 @@ def without_unreached(
             return tirx.IfThenElse(branch.condition, branch.then_case, None)
         return branch
 
-    return tvm_ffi.structural_map(func, (tirx.IfThenElse, empty_unreached), order="post")
+    func = tvm_ffi.structural_map(func, (tirx.IfThenElse, empty_unreached), order="post")
+    first = sizes[0]
+    same = {
+        dim: tirx.IntImm("int64", first[symbol])
+        for dim, symbol in symbols.items()
+        if symbol in first and all(size.get(symbol) == first[symbol] for size in sizes)
+    }
+    return tvm_ffi.structural_map(func, (tvm.ir.Var, lambda var: same.get(var, var)), order="post")
 
 
 def with_plain_division(func: PrimFunc) -> PrimFunc:
@@ -87,6 +93,7 @@ __all__ = [
     "Schedule",
     "T",
     "TvmTarget",
+    "for_sizes",
     "register_tir_pipeline",
     "relax",
     "rpc",
@@ -99,5 +106,4 @@ __all__ = [
     "tvm_ffi",
     "with_plain_division",
     "with_root_block",
-    "without_unreached",
 ]

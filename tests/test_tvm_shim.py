@@ -10,7 +10,7 @@ from llmc.schedules.attention.workloads import AttentionWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.targets.detect import native
 from llmc.tir_pipeline import build_kernels
-from llmc.tvm_shim import IRBuilder, PrimFunc, T, TvmTarget, tvm, with_plain_division, without_unreached
+from llmc.tvm_shim import IRBuilder, PrimFunc, T, TvmTarget, for_sizes, tvm, with_plain_division
 
 TARGET = native()
 
@@ -31,11 +31,13 @@ def test_branches_that_no_size_reaches_are_left_out() -> None:
     """At the sizes that were named nothing changes; the others' code is gone."""
     w = LowBitLinearWorkload(64, 96, 4, 32, zero=8.0)
     func = LOWBIT.build(w, TARGET, LOWBIT.default(w, TARGET))
-    reached = without_unreached(func, [a.shape for a in w.inputs()], [{"M": 1}, {"M": 20}])
+    reached = for_sizes(func, [a.shape for a in w.inputs()], [{"M": 1}, {"M": 20}])
     for M in (1, 20, 21):  # 21 takes the way of 20
         np.testing.assert_array_equal(_y(reached, w, M), _y(func, w, M))
     assert np.isnan(_y(reached, w, 2)).all()
     assert len(str(reached)) < len(str(func)) / 2
+    with pytest.raises(Exception, match="shape"):  # for one size M is a number
+        _y(for_sizes(func, [a.shape for a in w.inputs()], [{"M": 20}]), w, 21)
 
 
 def test_conditions_on_anything_but_sizes_stay() -> None:
@@ -44,9 +46,10 @@ def test_conditions_on_anything_but_sizes_stay() -> None:
     func = ATTENTION.build(w, TARGET, ATTENTION.default(w, TARGET))
     shapes = [a.shape for a in w.inputs()]
     one, prompt = {"B": 1, "S": 1, "CB": 2, "C": 128}, {"B": 1, "S": 128, "CB": 2, "C": 128}
-    both = without_unreached(func, shapes, [one, prompt])
-    assert str(both) == str(func)
-    assert all(len(str(without_unreached(func, shapes, [p]))) < len(str(func)) for p in (one, prompt))
+    both = for_sizes(func, shapes, [one, prompt])
+    assert str(both) != str(func)  # both are of one sequence
+    assert str(both).count("if ") == str(func).count("if ")
+    assert all(len(str(for_sizes(func, shapes, [p]))) < len(str(func)) for p in (one, prompt))
 
 
 @pytest.mark.parametrize("a", [0, 1, 6, 7, 8, 1_000_003])

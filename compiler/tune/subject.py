@@ -15,7 +15,7 @@ import numpy as np
 from llmc.schedules.base import Arrays, Config, Kernel
 from llmc.tune.machine_code import build_and_count
 from llmc.tune.task import Status, Task, Timing
-from llmc.tvm_shim import PrimFunc, TvmTarget, tvm, without_unreached
+from llmc.tvm_shim import PrimFunc, TvmTarget, for_sizes, tvm
 
 TOLERANCE = 1e-4  # of an output's largest element; float32 sums in another order differ by 1e-6, 8-bit ties by 1e-5
 _ROWS = 33  # distinct rows of a workload whose rows are independent: longer inputs repeat them
@@ -181,13 +181,13 @@ class Subject:
 
 
 def function_of(task: Task, config: Config, careful: bool) -> PrimFunc:
-    """What is built of a configuration: with `careful` the kernel as models use it; without, only the branches that
-    some point of the task takes, which compiles two to eight times as fast."""
+    """What is built of a configuration: with `careful` the kernel as models use it; without, what the task's points
+    need of it, which compiles two to ten times as fast."""
     func = task.kernel.template.build(task.kernel.workload, task.target, config)
     if careful:
         return func
     shapes = [arg.shape for arg in task.kernel.workload.inputs()]
-    return without_unreached(func, shapes, [point.sizes() for point in task.points])
+    return for_sizes(func, shapes, [point.sizes() for point in task.points])
 
 
 def undisturbed(seconds: Sequence[float]) -> tuple[float, float]:

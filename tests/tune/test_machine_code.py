@@ -17,7 +17,7 @@ from llmc.targets.detect import native
 from llmc.targets.x86 import AVX2, AVX512
 from llmc.tune import features, machine_code
 from llmc.tune.machine_code import build_and_count, count, count_text
-from llmc.tvm_shim import TvmTarget, tvm, without_unreached
+from llmc.tvm_shim import TvmTarget, for_sizes, tvm
 
 needs_tools = pytest.mark.skipif(not machine_code.readable(), reason="needs ld and objdump")
 
@@ -82,7 +82,7 @@ def _dense(target: Target, **knobs: int) -> dict[str, float]:
     """Machine code of a small fp32 GEMM of 128 rows."""
     w = DenseLinearWorkload(96, 64)
     func = DENSE.build(w, target, DENSE.default(w, target) | knobs)
-    reached = without_unreached(func, [arg.shape for arg in w.inputs()], [{"M": 128}])
+    reached = for_sizes(func, [arg.shape for arg in w.inputs()], [{"M": 128}])
     return build_and_count({"kernel": reached}, TvmTarget(target.tvm()))[1]
 
 
@@ -110,7 +110,7 @@ def test_a_tile_that_does_not_fit_spills() -> None:
 def test_int8_kernels_multiply_bytes(target: Target) -> None:
     w = LowBitLinearWorkload(96, 64, 4, 32, zero=8.0)
     func = LOWBIT.build(w, target, LOWBIT.default(w, target))
-    reached = without_unreached(func, [arg.shape for arg in w.inputs()], [{"M": 1}])
+    reached = for_sizes(func, [arg.shape for arg in w.inputs()], [{"M": 1}])
     _, counts = build_and_count({"kernel": reached}, TvmTarget(target.tvm()))
     assert counts["dots"] > 0 and counts["dots"] % 8 == 0  # 4 bytes each, in groups of 32
     assert counts["conversions"] > 0  # sums of integers become floats
