@@ -31,7 +31,7 @@ from llmc.tune.stage import tune_kernels
 from llmc.tune.tuner import TuneEvent
 
 HIDDEN = (512, 1024, 2048, 4096, 8192)
-LARGEST_DENSE, LARGEST_FFN = 4096, 2048  # beyond, one measurement takes seconds
+LARGEST_DENSE_FFN, LARGEST_FFN = 2048, 4096  # beyond, one measurement takes seconds
 
 
 def grid() -> list[Kernel]:
@@ -46,7 +46,7 @@ def grid() -> list[Kernel]:
                 kernels.append(
                     Kernel(LOWBIT, LowBitLinearWorkload(N, K, bits, group, zero=zero, scale_dtype=scale, **parts))
                 )
-            if H <= LARGEST_DENSE:
+            if H <= LARGEST_DENSE_FFN or N == K:
                 kernels.append(Kernel(DENSE, DenseLinearWorkload(N, K, **parts)))
     return kernels
 
