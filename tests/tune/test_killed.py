@@ -15,7 +15,10 @@ from llmc.tune.database import Database
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("kills", [pytest.param(6, id="few"), pytest.param(200, id="many", marks=pytest.mark.slow)])
+MANY = pytest.param(200, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
+
+
+@pytest.mark.parametrize("kills", [pytest.param(6, id="few"), MANY])
 def test_a_killed_tuner_loses_nothing_and_resumes(tmp_path: Path, kills: int) -> None:
     path = tmp_path / "t.db"
     command = [sys.executable, "-m", "tests.tune.killed", str(path), str(kills), "0"]
