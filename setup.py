@@ -36,6 +36,7 @@ REPORT = ["matplotlib>=3.8"]
 # What TVM's RPC needs beside itself; `cluster` spreads builds over the machines of a dask cluster.
 REMOTE = ["tornado>=6.4", "psutil>=5.9", "cloudpickle>=3.0"]
 CLUSTER = ["distributed>=2024.5"]
+FUZZ = ["atheris>=3.0"]
 TEST = [
     *COMPILE,
     *EXAMPLES,
@@ -72,6 +73,7 @@ setup(
         "report": REPORT,
         "remote": REMOTE,
         "cluster": CLUSTER,
+        "fuzz": [*TEST, *FUZZ],
         "test": TEST,
         "dev": DEV,
     },

@@ -6,6 +6,12 @@ message alone and exits with the class's `exit_code`; a traceback appears only w
 
 from __future__ import annotations
 
+import re
+
+# Control characters, line separators, marks that change the direction of text, halves of characters: a name with one of
+# them does not fit into a line, or makes a terminal do something. Names from files are refused for it.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class LlmcError(Exception):
     """Base of every error that llmc raises on purpose.

@@ -20,6 +20,8 @@ from llmc.graph import Dim, TensorType
 from llmc.tvm_shim import tirx
 
 STRING = "str"
+MAX_DIM_TEXT = 1000  # characters of an expression
+MAX_NUMBER = 2**31 - 1
 UNCOMPILED = {STRING: "strings", "complex64": "complex numbers", "complex128": "complex numbers"}
 
 _DTYPES = {
@@ -113,6 +115,8 @@ def parse_dim(text: str, symbols: Mapping[str, Dim]) -> Dim | None:
     """A dim_param as a dimension: a symbol's name, or + - * / of symbols and numbers. None if it is anything else."""
     if text in symbols:
         return symbols[text]
+    if len(text) > MAX_DIM_TEXT:
+        return None
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -122,10 +126,12 @@ def parse_dim(text: str, symbols: Mapping[str, Dim]) -> Dim | None:
         match node:
             case ast.Name(id=name) if name in symbols:
                 return symbols[name]
-            case ast.Constant(value=int(number)) if not isinstance(number, bool):
+            case ast.Constant(value=int(number)) if not isinstance(number, bool) and number <= MAX_NUMBER:
                 return number
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](visit(left), visit(right))
+                result = _OPERATORS[type(op)](visit(left), visit(right))
+                if not isinstance(result, int) or abs(result) <= MAX_NUMBER:
+                    return result
         raise ValueError(text)
 
     try:

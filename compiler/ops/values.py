@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from llmc.errors import ShapeError
 from llmc.graph import Node, TensorType, as_dim
 from llmc.ops.context import objects
 from llmc.tvm_shim import tirx
 
 MAX_ELEMENTS = 4096
+MAX_TERMS = 500  # of one value: exporters write a few; what squares a symbol again and again doubles them each time
+MAX_FACTOR = 2**40  # of a symbol: more than any dimension has
 
 Values = list[np.ndarray | None]
 
@@ -78,6 +81,7 @@ def evaluate(
     """The outputs of `node` as (object array, dtype), None where they are run-time data.
 
     `inputs` are integer, bool or object arrays, None for run-time data and absent inputs; `types` those of the inputs.
+    Raises ShapeError for a value that has grown beyond all that a dimension can be.
     """
     rule = _RULES.get(node.op) if not node.domain else None
     if rule is None:
@@ -91,14 +95,42 @@ def evaluate(
         return None  # data decides it, or the operands make no sense, which the operator's own rule will say
     outputs = result if isinstance(result, list) else [result]
     dtype = _dtype(node, types)
-    return [(_simplified(np.asarray(o, object), analyzer), dtype) for o in outputs]
+    return [(_simplified(np.asarray(o, object), analyzer, node), dtype) for o in outputs]
 
 
-def _simplified(array: np.ndarray, analyzer: Any) -> np.ndarray:
+def _simplified(array: np.ndarray, analyzer: Any, node: Node) -> np.ndarray:
     out = np.empty(array.shape, object)
     for index, value in np.ndenumerate(array):
-        out[index] = value if isinstance(value, (bool, int)) else as_dim(analyzer.simplify(value))
+        if isinstance(value, (bool, int)):
+            out[index] = value
+            fits = -(2**63) <= value < 2**63
+        else:
+            fits = _is_small(value)  # before it is simplified: that may take for ever
+            out[index] = as_dim(analyzer.simplify(value)) if fits else None
+        if not fits:
+            raise ShapeError(
+                "its value is too large for a shape",
+                where=f"node '{node.name or node.outputs[0]}' ({node.op})",
+                hint="the model is damaged, or made to do harm; export it again",
+            )
     return out
+
+
+def _is_small(value: Any) -> bool:
+    """Has an expression, counted as a tree, few terms, and no huge factors?"""
+    left, terms = [value], 0
+    while left and terms <= MAX_TERMS:
+        expr = left.pop()
+        terms += 1
+        if isinstance(expr, tirx.Mul) and any(
+            isinstance(e, tirx.IntImm) and abs(int(e)) > MAX_FACTOR for e in (expr.a, expr.b)
+        ):
+            return False
+        left += [
+            getattr(expr, part) for part in ("a", "b", "condition", "true_value", "false_value") if hasattr(expr, part)
+        ]
+        left += list(getattr(expr, "args", ()))
+    return terms <= MAX_TERMS
 
 
 def _dtype(node: Node, types: Sequence[TensorType | None]) -> str:

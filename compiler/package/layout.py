@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 MANIFEST = "manifest.json"
 LIBRARY = "lib.so"
 WEIGHTS = "weights.safetensors"
@@ -10,8 +12,9 @@ RUNTIME = ("runtime/libtvm_ffi.so", "runtime/libtvm_runtime.so")
 ENTRY_ALIGN = 4096  # a page: entries can be mapped on their own
 TENSOR_ALIGN = 64  # a cache line and the widest vector: kernels read weights with aligned loads
 PIECE = 16 << 20  # hashes are taken over pieces of this many bytes, so that all cores can verify one large entry
-MAX_MANIFEST = 64 << 20  # a hostile file must not make the reader allocate more than this for JSON
-MAX_HEADER = 64 << 20
+MAX_JSON = 8 << 20  # bytes of the manifest and of the weights' header; parsed they take up to 20 times as much
+MAX_RANK = 32
+MAX_BYTES = 1 << 40  # of one tensor, and of one function's working memory
 
 # dtype as NumPy and TVM spell it → (safetensors' code, bytes of one element)
 DTYPES = {
@@ -31,6 +34,23 @@ DTYPES = {
     "int64": ("I64", 8),
     "float64": ("F64", 8),
 }
+
+# Inputs and outputs may have these too, of which compiled code knows the bits alone: a uint8 for each element.
+CARRIED = frozenset(
+    {
+        *("int2", "uint2", "int4", "uint4", "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn"),
+        *("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    }
+)
+
+
+def array_bytes(shape: tuple[int, ...], dtype: str) -> int | None:
+    """Bytes of an array; None where no array has that shape, a zero among its dimensions or not."""
+    if len(shape) > MAX_RANK or any(not 0 <= dim <= MAX_BYTES for dim in shape):
+        return None
+    itemsize = DTYPES[dtype][1]
+    possible = math.prod(max(dim, 1) for dim in shape) * itemsize <= MAX_BYTES
+    return math.prod(shape) * itemsize if possible else None
 
 
 def up_to(position: int, alignment: int) -> int:

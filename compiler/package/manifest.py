@@ -8,9 +8,21 @@ from typing import Any
 
 from llmc.errors import ArtifactError
 from llmc.package import strict
-from llmc.package.layout import DTYPES, LIBRARY, MANIFEST, PIECE, TENSOR_ALIGN, WEIGHTS, safe_name
+from llmc.package.layout import (
+    CARRIED,
+    DTYPES,
+    LIBRARY,
+    MANIFEST,
+    MAX_BYTES,
+    PIECE,
+    TENSOR_ALIGN,
+    WEIGHTS,
+    array_bytes,
+    safe_name,
+)
 
 SCHEMA = 1
+CACHES = {"float32": "float32", "int8": "int8", "int4": "uint8"}  # what a cache may hold, and of which dtype it is then
 
 
 @dataclass(frozen=True)
@@ -71,17 +83,40 @@ class BufferSpec:
 class CacheSpec:
     """One layer's cache: keys ["batch", KV, "blocks", D, block], values ["batch", KV, "capacity", D].
 
-    capacity = blocks · block; a block holds that many keys side by side.
+    capacity = blocks · block; a block holds that many keys side by side. A rounded cache has `planes` of scales
+    ["batch", KV, "blocks", rows, block]; its keys are ["batch", KV, "blocks", D, block/n], its values
+    ["batch", KV, "blocks", block/n, D], n codes a byte.
     """
 
     k: BufferSpec
     v: BufferSpec
+    planes: BufferSpec | None = None
+
+    @property
+    def buffers(self) -> tuple[BufferSpec, ...]:
+        """In the order in which functions take them."""
+        return (self.k, self.v) if self.planes is None else (self.k, self.v, self.planes)
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block."""
+        return int((self.planes or self.k).shape[4])
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block of one sequence."""
+        total = 0
+        for buffer in self.buffers:
+            rows = 1 if buffer.shape[2] == self.k.shape[2] else self.block
+            sizes = (rows, buffer.shape[1], *buffer.shape[3:])
+            total += math.prod(map(int, sizes)) * DTYPES[buffer.dtype][1]
+        return total
 
 
 @dataclass(frozen=True)
 class DecoderSpec:
     """What a session needs to drive `step`, `step_last` and, where it exists, `decode` (one token of one sequence):
-    their inputs are `inputs`, then k and v of each cache."""
+    their inputs are `inputs`, then the buffers of each cache. `kv_cache` names the caches' format."""
 
     vocab_size: int
     n_layers: int
@@ -89,6 +124,11 @@ class DecoderSpec:
     inputs: tuple[str, ...]
     eos: tuple[int, ...] = ()
     max_length: int | None = None
+    kv_cache: str = "float32"
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes that the caches of one sequence take, in whole blocks."""
+        return sum(cache.block_bytes * -(-tokens // cache.block) for cache in self.caches)
 
 
 @dataclass(frozen=True)
@@ -193,8 +233,8 @@ def validate(manifest: Manifest) -> None:
 def _check_array(where: str, dtype: str, shape: tuple[int | str, ...]) -> None:
     if dtype not in DTYPES:
         raise strict.Mismatch(f"{where}.dtype {dtype!r} is not a known dtype")
-    if any(dim == "" or (isinstance(dim, int) and dim < 0) for dim in shape):
-        raise strict.Mismatch(f"{where}.shape {list(shape)} holds an impossible dimension")
+    if "" in shape or array_bytes(tuple(dim for dim in shape if isinstance(dim, int)), dtype) is None:
+        raise strict.Mismatch(f"{where}.shape {str(list(shape))[:100]} holds an impossible dimension")
 
 
 def _check_shared_tensors(params: dict[str, ParamSpec]) -> None:
@@ -209,7 +249,8 @@ def _check_shared_tensors(params: dict[str, ParamSpec]) -> None:
 def _check_function(where: str, function: FunctionSpec, params: dict[str, ParamSpec]) -> None:
     for kind, arrays in (("inputs", function.inputs), ("outputs", function.outputs)):
         for i, array in enumerate(arrays):
-            _check_array(f"{where}.{kind}[{i}]", array.dtype, array.shape)
+            dtype = "uint8" if array.dtype in CARRIED else array.dtype
+            _check_array(f"{where}.{kind}[{i}]", dtype, array.shape)
         names = [array.name for array in arrays]
         if len(set(names)) != len(names):
             raise strict.Mismatch(f"{where}.{kind} uses a name twice")
@@ -218,7 +259,8 @@ def _check_function(where: str, function: FunctionSpec, params: dict[str, ParamS
             raise strict.Mismatch(f"{where}.params names {name!r}, which params does not hold")
     for i, memory in enumerate(function.workspaces):
         _check_array(f"{where}.workspaces[{i}]", memory.dtype, memory.shape)
-        if not 0 <= memory.storage < len(function.workspaces) or memory.offset % TENSOR_ALIGN or memory.offset < 0:
+        offset = memory.offset
+        if not 0 <= memory.storage < len(function.workspaces) or offset % TENSOR_ALIGN or not 0 <= offset < MAX_BYTES:
             raise strict.Mismatch(f"{where}.workspaces[{i}] has an impossible storage or offset")
     for symbol, (low, high) in function.symbols.items():
         if low < 0 or (high is not None and high < low):
@@ -231,28 +273,44 @@ def _check_decoder(decoder: DecoderSpec, functions: dict[str, FunctionSpec]) -> 
     if decoder.inputs not in (("input_ids", "kv_len"), ("input_ids", "position_ids", "kv_len")):
         raise strict.Mismatch("decoder.inputs must be input_ids, position_ids (if the model takes them), kv_len")
     for i, cache in enumerate(decoder.caches):
-        for part, buffer, rank in (("k", cache.k, 5), ("v", cache.v, 4)):
+        ranks = (("k", 5), ("v", 4)) if cache.planes is None else (("k", 5), ("v", 5), ("planes", 5))
+        for (part, rank), buffer in zip(ranks, cache.buffers, strict=True):
             _check_array(f"decoder.caches[{i}].{part}", buffer.dtype, buffer.shape)
             if len(buffer.shape) != rank:
                 raise strict.Mismatch(f"decoder.caches[{i}].{part}.shape must have {rank} dimensions")
-        fixed = [cache.k.shape[i] for i in (1, 3, 4)] + [cache.v.shape[i] for i in (1, 3)]
+        fixed = [cache.k.shape[i] for i in (1, 3, 4)] + [cache.v.shape[i] for i in (1, -1)]
         if not all(isinstance(dim, int) and dim > 0 for dim in fixed) or fixed[:2] != fixed[3:]:
             raise strict.Mismatch(
                 f"decoder.caches[{i}] has heads or head_dim that are not fixed, or differ between k and v"
             )
-    buffers = [buffer for cache in decoder.caches for buffer in (cache.k, cache.v)]
+        dtypes = {cache.k.dtype, cache.v.dtype}
+        if dtypes != {CACHES.get(decoder.kv_cache)} or (cache.planes is None) != (decoder.kv_cache == "float32"):
+            raise strict.Mismatch(f"decoder.kv_cache {decoder.kv_cache!r} is not what decoder.caches[{i}] holds")
+        if cache.planes is not None:
+            _check_planes(f"decoder.caches[{i}]", cache, cache.planes)
+    buffers = [buffer for cache in decoder.caches for buffer in cache.buffers]
     for name in ("step", "step_last"):
         if name not in functions:
             raise strict.Mismatch(f"functions.{name} is missing, but decoder is not null")
         inputs = functions[name].inputs
         split = len(decoder.inputs)
         if tuple(spec.name for spec in inputs[:split]) != decoder.inputs or len(inputs) != split + len(buffers):
-            raise strict.Mismatch(f"functions.{name}.inputs must be decoder.inputs, then k and v of each cache")
+            raise strict.Mismatch(f"functions.{name}.inputs must be decoder.inputs, then the buffers of each cache")
         for spec, buffer in zip(inputs[split:], buffers, strict=True):
             if (spec.shape, spec.dtype) != (buffer.shape, buffer.dtype):
                 raise strict.Mismatch(
                     f"functions.{name}.inputs: {spec.name} is not the cache that decoder.caches describes"
                 )
+
+
+def _check_planes(where: str, cache: CacheSpec, planes: BufferSpec) -> None:
+    heads, blocks, rows, block = planes.shape[1:]
+    width, narrow = cache.v.shape[3], cache.k.shape[4]
+    if not all(isinstance(dim, int) and dim > 0 for dim in (heads, rows, block, width)):
+        raise strict.Mismatch(f"{where} has planes or values whose sizes are not fixed")
+    same_blocks = len({blocks, cache.k.shape[2], cache.v.shape[2]}) == 1
+    if width != narrow or heads != cache.k.shape[1] or not same_blocks:
+        raise strict.Mismatch(f"{where}: k, v and planes differ in heads or blocks")
 
 
 def _check_entry(where: str, name: str, entry: EntrySpec) -> None:

@@ -10,8 +10,6 @@ import hashlib
 import mmap
 import os
 import stat
-import struct
-import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,13 +17,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llmc.errors import ArtifactError
-from llmc.package.layout import MANIFEST, MAX_MANIFEST, PIECE, TENSOR_ALIGN, WEIGHTS, safe_name
+from llmc.package.directory import BadZip, ZipEntry, read_directory
+from llmc.package.layout import MANIFEST, MAX_JSON, PIECE, TENSOR_ALIGN, WEIGHTS
 from llmc.package.manifest import EntrySpec, Manifest
 from llmc.package.safetensors import StoredTensor, parse_header
 from llmc.package.strict import Mismatch
 
 _DAMAGED = "the file is damaged or was altered; copy it again or compile the model again"
-_MAX_ENTRIES = 1000
 
 
 @dataclass(frozen=True)
@@ -67,78 +65,58 @@ def open_artifact(path: str | Path) -> Artifact:
     """
     where = str(path)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
-            raise ArtifactError("is not a file", where=where)
-        with open(path, "rb") as file:
-            entries, manifest_crc = _directory(file, where)
+        with open(path, "rb", opener=_opened) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ArtifactError("is not a file", where=where)
+            found, manifest = _entries(file, where)
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except IsADirectoryError:
+        raise ArtifactError("is not a file", where=where) from None
+    except ValueError as error:  # a name that no file can have, or a file that became empty meanwhile
+        raise ArtifactError(f"cannot be read: {error}", where=where) from None
     except OSError as error:
         raise ArtifactError(f"cannot be read: {error.strerror or error}", where=where) from error
-    manifest = _manifest(data, entries[MANIFEST], manifest_crc, where)
-    expected = set(manifest.entries) | {MANIFEST}
-    if set(entries) != expected:
-        differing = sorted(set(entries) ^ expected)[0]
-        raise ArtifactError(
-            f"entry {differing!r} is in the file or in the manifest, not in both", where=where, hint=_DAMAGED
-        )
+    entries = {name: Entry(entry.offset, entry.size) for name, entry in found.items()}
     with memoryview(data) as view:
         _verify(view, entries, manifest.entries, where)
         tensors = _tensors(view, entries[WEIGHTS], manifest, where)
     return Artifact(Path(path), manifest, entries, tensors, data)
 
 
-def _directory(file: BinaryIO, where: str) -> tuple[dict[str, Entry], int]:
-    """Entries by name, and the manifest's CRC. Refuses whatever `write_artifact` would not have written."""
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer must not block
 
-    def refuse(what: str) -> ArtifactError:
-        return ArtifactError(what, where=where, hint=_DAMAGED)
 
+def _entries(file: BinaryIO, where: str) -> tuple[dict[str, ZipEntry], Manifest]:
+    """The entries by name, and the manifest, which must agree about names and sizes. Nothing else is read yet."""
     try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, struct.error, EOFError):
-        raise ArtifactError("is not an llmc artifact, or is truncated", where=where, hint=_DAMAGED) from None
-    infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-    if len(infos) > _MAX_ENTRIES:
-        raise refuse(f"holds {len(infos)} entries")
-    entries: dict[str, Entry] = {}
-    end = 0
-    for info in infos:
-        name = info.filename
-        if name != info.orig_filename or not safe_name(name):
-            raise refuse(f"entry name {info.orig_filename!r} is not allowed")
-        if name in entries:
-            raise refuse(f"entry {name} is there twice")
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits:
-            raise refuse(f"entry {name} is compressed or encrypted")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-            raise refuse(f"entry {name} is a link or a special file")
-        offset = _data_offset(file, info)
-        if offset is None or info.header_offset < end or offset + info.file_size > archive.start_dir:
-            raise refuse(f"entry {name} overlaps another or lies outside the file")
-        end = offset + info.file_size
-        entries[name] = Entry(offset, info.file_size)
-    if MANIFEST not in entries:
-        raise refuse(f"holds no {MANIFEST}: not an llmc artifact")
-    return entries, archive.getinfo(MANIFEST).CRC
+        found = read_directory(file, os.fstat(file.fileno()).st_size)
+    except BadZip as error:
+        raise ArtifactError(str(error), where=where, hint=_DAMAGED) from None
+    if MANIFEST not in found:
+        raise ArtifactError(f"holds no {MANIFEST}: not an llmc artifact", where=where, hint=_DAMAGED)
+    manifest = _manifest(file, found[MANIFEST], where)
+    expected = set(manifest.entries) | {MANIFEST}
+    if set(found) != expected:
+        differing = sorted(set(found) ^ expected)[0]
+        raise ArtifactError(
+            f"entry {differing!r} is in the file or in the manifest, not in both", where=where, hint=_DAMAGED
+        )
+    for name, spec in manifest.entries.items():
+        if found[name].size != spec.size:
+            raise ArtifactError(
+                f"{name} has {found[name].size} bytes, the manifest says {spec.size}", where=where, hint=_DAMAGED
+            )
+    return found, manifest
 
 
-def _data_offset(file: BinaryIO, info: zipfile.ZipInfo) -> int | None:
-    """Where an entry's data begin according to its local header; None if that is not a header of this entry."""
-    name = info.filename.encode()
-    file.seek(info.header_offset)
-    header = file.read(30 + len(name))
-    if len(header) != 30 + len(name):
-        return None
-    signature, _, flags, method, *_, name_length, extra_length = struct.unpack("<4s5H3I2H", header[:30])
-    if (signature, flags, method, header[30:]) != (b"PK\3\4", 0, 0, name) or name_length != len(name):
-        return None
-    return int(info.header_offset + 30 + name_length + extra_length)
-
-
-def _manifest(data: mmap.mmap, entry: Entry, crc: int, where: str) -> Manifest:
+def _manifest(file: BinaryIO, entry: ZipEntry, where: str) -> Manifest:
     """The manifest holds every other entry's hash; its own bytes are covered by the zip's CRC."""
-    text = data[entry.offset : entry.offset + min(entry.size, MAX_MANIFEST + 1)]
-    if len(text) > MAX_MANIFEST or zlib.crc32(text) != crc:
+    file.seek(entry.offset)
+    text = file.read(min(entry.size, MAX_JSON + 1))
+    if len(text) > MAX_JSON:
+        raise ArtifactError(f"{MANIFEST} is longer than {MAX_JSON >> 20} MiB", where=where, hint=_DAMAGED)
+    if zlib.crc32(text) != entry.crc:
         raise ArtifactError(f"{MANIFEST} fails its checksum", where=where, hint=_DAMAGED)
     try:
         return Manifest.from_json(text)
@@ -151,10 +129,6 @@ def _verify(data: memoryview, entries: dict[str, Entry], specs: dict[str, EntryS
     pieces = []
     for name, spec in specs.items():
         entry = entries[name]
-        if entry.size != spec.size:
-            raise ArtifactError(
-                f"{name} has {entry.size} bytes, the manifest says {spec.size}", where=where, hint=_DAMAGED
-            )
         for i, digest in enumerate(spec.sha256):
             start = entry.offset + i * PIECE
             pieces.append((name, start, min(start + PIECE, entry.offset + entry.size), digest))

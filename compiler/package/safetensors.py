@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmc.package.layout import DTYPES, MAX_HEADER, TENSOR_ALIGN, up_to
+from llmc.package.layout import DTYPES, MAX_JSON, TENSOR_ALIGN, array_bytes, up_to
 from llmc.package.manifest import ParamSpec
 from llmc.package.strict import Mismatch, decode, parse
 
@@ -68,7 +68,7 @@ def parse_header(data: memoryview) -> dict[str, StoredTensor]:
     if len(data) < 8:
         raise Mismatch("too short for a header")
     (length,) = struct.unpack("<Q", data[:8])
-    if length > min(MAX_HEADER, len(data) - 8):
+    if length > min(MAX_JSON, len(data) - 8):
         raise Mismatch(f"the header claims {length} bytes")
     document = parse(bytes(data[8 : 8 + length]))
     if not isinstance(document, dict):
@@ -81,11 +81,11 @@ def parse_header(data: memoryview) -> dict[str, StoredTensor]:
         first, last = entry.data_offsets
         if dtype is None:
             raise Mismatch(f"{key}: unknown dtype {entry.dtype}")
-        if first != end or any(dim < 0 for dim in entry.shape):
-            raise Mismatch(f"{key}: tensors overlap, leave holes or have a negative dimension")
-        size = math.prod(entry.shape) * DTYPES[dtype][1]
-        if last - first != size:
-            raise Mismatch(f"{key}: {last - first} bytes cannot hold {dtype} {list(entry.shape)}")
+        if first != end:
+            raise Mismatch(f"{key}: tensors overlap or leave holes")
+        size = array_bytes(entry.shape, dtype)
+        if size is None or last - first != size:
+            raise Mismatch(f"{key}: {last - first} bytes cannot hold {dtype} {str(list(entry.shape))[:100]}")
         end = last
         if not key.startswith(PADDING):
             found[key] = StoredTensor(dtype, entry.shape, start + first, size)

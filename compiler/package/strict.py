@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from llmc.errors import UNPRINTABLE
+
 T = TypeVar("T")
+
+MAX_CONTAINERS = 1 << 18
+MAX_DEPTH = 32
+MAX_TEXT = 1 << 16  # characters of a string
 
 
 class Mismatch(ValueError):
@@ -16,7 +23,7 @@ class Mismatch(ValueError):
 
 
 def parse(text: bytes) -> Any:
-    """JSON without duplicate keys and without NaN or Infinity. Raises Mismatch."""
+    """JSON without duplicate keys, NaN, Infinity, or more of anything than can be meant. Raises Mismatch."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -27,14 +34,39 @@ def parse(text: bytes) -> Any:
     def refuse(constant: str) -> Any:
         raise Mismatch(f"{constant} is not a JSON number")
 
+    # A loose upper bound, before anything is built: brackets inside of strings count too.
+    if text.count(b"{") + text.count(b"[") > MAX_CONTAINERS:
+        raise Mismatch(f"holds more than {MAX_CONTAINERS} objects and arrays")
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        _check_plain(value, 0)
+        return value
     except Mismatch:
         raise
     except RecursionError:
         raise Mismatch("nested too deeply") from None
     except ValueError as error:
         raise Mismatch(f"not JSON: {error}") from None
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    """What can be copied, shown and written again: no deep nesting, no infinite number, no unprintable text."""
+    if depth > MAX_DEPTH:
+        raise Mismatch("nested too deeply")
+    if isinstance(value, dict):
+        for key in value:
+            _check_plain(key, depth)
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _check_plain(item, depth + 1)
+    elif isinstance(value, str):
+        if len(value) > MAX_TEXT or (not value.isprintable() and UNPRINTABLE.search(value)):
+            raise Mismatch(f"the text {value[:60]!a} is too long or holds control characters")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise Mismatch(f"{value} is not a JSON number")
+    elif isinstance(value, int) and value.bit_length() > 64:
+        raise Mismatch("a number has more than 64 bits")
 
 
 @cache
@@ -118,6 +150,10 @@ def _decode_fields(cls: type, value: dict[str, Any], where: str) -> Any:
 
 
 def encode(value: Any) -> bytes:
-    """A dataclass (or plain JSON value) as indented UTF-8 JSON with sorted keys: equal values give equal bytes."""
+    """A dataclass (or plain JSON value) as indented UTF-8 JSON with sorted keys: equal values give equal bytes.
+
+    Raises Mismatch for what `parse` would refuse.
+    """
     plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    _check_plain(plain, 0)
     return json.dumps(plain, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
