@@ -28,6 +28,7 @@ from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorklo
 from llmc.schedules.base import Kernel, Template, Work, Workload, bind_dims
 from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
+from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
@@ -40,6 +41,7 @@ _TEMPLATES: dict[str, tuple[Template, type[Workload]]] = {
     template.name: (template, workload)
     for template, workload in (
         (ATTENTION, AttentionWorkload),
+        (BF16, Bf16LinearWorkload),
         (DENSE, DenseLinearWorkload),
         (EMBEDDING_DENSE, EmbeddingDenseWorkload),
         (KV_APPEND, KVAppendWorkload),
@@ -206,8 +208,8 @@ class _Watch:
         tensors = [*arguments[: len(inputs)], *arguments[len(arguments) - len(outputs) :]]
         arrays = {arg.name: t for arg, t in zip((*inputs, *outputs), tensors, strict=True)}
         dims = bind_dims((*inputs, *outputs), arrays)
-        if "kv_len" in arrays and "C" in dims:  # a cache has room for more than it holds
-            dims["C"] = min(dims["C"], int(np.from_dlpack(arrays["kv_len"]).max()))
+        if "kv_len" in arrays and "CB" in dims:  # a cache has room for more than it holds
+            dims["C"] = min(dims.get("C", dims["CB"] * BLOCK), int(np.from_dlpack(arrays["kv_len"]).max()))
             dims["CB"] = -(-dims["C"] // BLOCK)
         return template.work(w, dims)
 

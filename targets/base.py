@@ -14,7 +14,7 @@ class Target:
 
     Sizes are bytes, `lanes` counts 32-bit elements of one vector register. `dot` names the 8-bit dot product that
     the target has: `vnni` multiplies u8 by s8 and adds four products into an int32 lane in one instruction,
-    `maddubs` does the same in three and saturates at int16 in between.
+    `maddubs` does the same in three and saturates at int16 in between. `tiles`: it has AMX's, for int8 and bfloat16.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Target:
     l2_bytes: int
     l3_bytes: int
     description: str = ""
+    tiles: bool = False
 
     def tvm(self) -> dict[str, Any]:
         """The dictionary from which TVM makes its own target object."""

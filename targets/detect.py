@@ -50,13 +50,14 @@ def machine() -> Machine:
 
 
 def native(here: Machine | None = None, targets: Collection[Target] = tuple(TARGETS.values())) -> Target:
-    """The widest of `targets` that `here` (default: this machine) runs, with the caches of `here`.
+    """The widest of `targets` that `here` (default: this machine) runs, with the caches of `here`. Never the one for
+    AMX: nothing says yet that it is faster.
 
     It keeps the name and the instruction set of the general target, so its artifacts run wherever that one's do.
     Raises OptionError if there is none.
     """
     here = here or machine()
-    runnable = [t for t in targets if not here.missing(t)]
+    runnable = [t for t in targets if not t.tiles and not here.missing(t)]
     if not runnable:
         raise OptionError(
             f"no target runs on this machine ({here.cpu})",

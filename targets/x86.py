@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from llmc.targets.base import Target
 
 AVX2 = Target(
@@ -34,4 +36,15 @@ AVX512 = Target(
     description="AVX-512 with VNNI: Intel since Cascade Lake, AMD since Zen 4",
 )
 
-TARGETS = {t.name: t for t in (AVX2, AVX512)}
+AMX = dataclasses.replace(
+    AVX512,
+    name="x86-amx",
+    mattr=("+amx-tile", "+amx-int8", "+amx-bf16"),
+    requires=(*AVX512.requires, "amx_tile", "amx_int8", "amx_bf16"),
+    l1_bytes=48 << 10,
+    l2_bytes=2 << 20,
+    description="AVX-512 with VNNI and AMX: Intel since Sapphire Rapids",
+    tiles=True,
+)
+
+TARGETS = {t.name: t for t in (AVX2, AVX512, AMX)}

@@ -36,9 +36,9 @@ def _apply(graph: Graph, format: Format) -> Graph:
         if name not in done:
             if not isinstance(weight, np.ndarray) or weight.size < _SMALLEST:
                 continue
-            head = name in heads
-            bits = format.head_bits if head else format.bits
-            constants[name] = round_to_nearest(weight, bits, format.group_size)
+            if format.group_size:
+                bits = format.head_bits if name in heads else format.bits
+                constants[name] = round_to_nearest(weight, bits, format.group_size)
             done[name] = format.activations
         edit.remove(node)
         edit.add(replace(node, attrs={**node.attrs, "activations": done[name]}))

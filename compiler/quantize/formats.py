@@ -12,7 +12,8 @@ class Format:
     """How the weights of linear layers are stored, and in what the products are computed.
 
     `activations` "a8" multiplies 8-bit weights codes with activations rounded to int8 at run time, one scale per group;
-    "a32" widens the weights and computes in float32. `head_bits` is the output layer's own width: its errors reach the
+    "a32" widens the weights and computes in float32; "bf16" rounds weights, and on tiles activations, to bfloat16,
+    without groups. `head_bits` is the output layer's own width: its errors reach the
     logits directly, so it stays 8-bit unless asked otherwise.
     """
 
@@ -37,6 +38,7 @@ FORMATS: dict[str, Format] = {
     for group in (32, 64, 128)
     for f in [_format(bits, activations, group)]
 }
+FORMATS["bf16"] = Format("bf16", 16, 0, "bf16", 16, "weights rounded to bfloat16, float activations")
 # One scale for a whole row would save 2 % of the time and cost MiniLM 0.002 of its cosine: hence groups of 128.
 ALIASES = {"w8a8": "w8a8-g128", "w8a16": "w8a16-g128", "w4a8": "w4a8-g32", "w4a16": "w4a16-g32"}
 
@@ -50,7 +52,7 @@ def resolve_format(name: str) -> Format | None:
         return None
     base, head, bits = name.partition("-head")
     found = FORMATS.get(ALIASES.get(base, base))
-    if found is not None and head and bits in ("4", "8"):
+    if found is not None and head and bits in ("4", "8") and found.group_size:
         return replace(found, name=f"{found.name}-head{bits}", head_bits=int(bits))
     if found is None or head:
         raise OptionError(

@@ -21,6 +21,8 @@ _CPU, _DEVICE, _POOLED = 1, 0, 2  # DLPack's device type, its index, the VM's po
 # tokens. TVM's own 300,000 keep a core busy for 80 ms after every call, and whatever else wants to run there waits.
 _SPINS = "10000"
 _ALL_SIZES = 1  # the thread pool's mode that takes cores of every kind
+# Linux lets a process use AMX tiles, whose 8 KiB it must keep for each thread, only once it has asked.
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
 _runtime_library = RUNTIME[1]
 _loaded_version: str | None = None  # of the runtime library that this module loaded into the process
@@ -37,7 +39,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def check_cpu(artifact: Artifact) -> None:
-    """Raises ArtifactError if the artifact's code uses instructions that this CPU lacks."""
+    """Raises ArtifactError if the artifact's code uses instructions that this CPU lacks, or the system withholds."""
     target = artifact.manifest.target
     missing = sorted(set(target.requires) - cpu_flags())
     if missing:
@@ -46,6 +48,23 @@ def check_cpu(artifact: Artifact) -> None:
             where=str(artifact.path),
             hint="compile the model for this machine: llmc compile --target native",
         )
+    if "amx_tile" in target.requires:
+        try:
+            permit_tiles()
+        except OSError as error:
+            raise ArtifactError(
+                f"was compiled for {target.name}, and the system does not let this process use AMX tiles: "
+                f"{error.strerror}",
+                where=str(artifact.path),
+                hint="Linux can since 5.16; without tiles: llmc compile --target x86-avx512",
+            ) from error
+
+
+def permit_tiles() -> None:
+    """Asks the system that all threads of this process may use AMX tiles, now and later. Raises OSError if refused."""
+    arguments = (ctypes.c_long(n) for n in (_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA))
+    if ctypes.CDLL(None, use_errno=True).syscall(*arguments):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def available_cores() -> int:

@@ -14,6 +14,7 @@ from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorklo
 from llmc.schedules.base import Kernel, Template, Workload
 from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
+from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
@@ -27,6 +28,7 @@ _FAMILIES: list[tuple[Template, type[Workload]]] = [
     (EMBEDDING_DENSE, EmbeddingDenseWorkload),
     (LOWBIT_EMBEDDING, LowBitEmbeddingWorkload),
     (DENSE, DenseLinearWorkload),
+    (BF16, Bf16LinearWorkload),
     (LOWBIT, LowBitLinearWorkload),
     (NORM, NormWorkload),
 ]

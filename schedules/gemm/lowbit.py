@@ -20,6 +20,8 @@ from llmc.schedules.formats import QuantizedWeight, random_weight
 from llmc.schedules.gemm.activations import quantize_reference
 from llmc.schedules.gemm.lowbit_a8 import Int8Kernel
 from llmc.schedules.gemm.lowbit_a32 import Float32Kernel
+from llmc.schedules.gemm.lowbit_kernel import LowBitKernel
+from llmc.schedules.gemm.lowbit_tiles import Int8TileKernel
 from llmc.schedules.gemm.packing import (
     LowBitLayout,
     common_zero,
@@ -122,8 +124,8 @@ class LowBitLinear(Template):
 
     Knobs: rows M up to `skinny` take one pass over the packed weights with `blocks` row blocks in flight, prefetched
     `ahead_one` (M = 1) or `ahead_many` bytes before their use (0: left to the hardware). More rows use register
-    blocks of MR rows by NV row blocks, and threads share a panel's rows in spans of about `task_rows`. KU unrolls k:
-    in quads of four for a8, in single steps of the expanded panel for a32.
+    blocks of MR rows by NV row blocks (with a8 on AMX, tiles: MR is 16 or 32), and threads share a panel's rows in
+    spans of about `task_rows`. KU unrolls k: in quads of four for a8, in single steps of the expanded panel for a32.
     """
 
     name = "lowbit"
@@ -140,13 +142,13 @@ class LowBitLinear(Template):
         layout = workload.layout(target.lanes)
         longest = ByteDot.longest(target, workload.bits)
         a8 = workload.activations == "a8"
+        tiles = a8 and target.tiles
 
         def valid(config: Config) -> bool:
             MR, NV, KU, skinny = (int(config[k]) for k in ("MR", "NV", "KU", "skinny"))
             sums = MR * NV * (2 if a8 and layout.groups > 1 else 1)
             return (
-                sums + NV < target.vector_registers
-                and skinny + 1 >= MR
+                (tiles or (sums + NV < target.vector_registers and skinny + 1 >= MR))
                 and (a8 or NV % workload.halves == 0)  # an expanded panel is multiplied as a whole
                 and layout.blocks % max(NV, workload.halves) == 0
                 and layout.blocks % max(int(config["blocks"]), workload.halves) == 0
@@ -155,8 +157,8 @@ class LowBitLinear(Template):
 
         return Space(
             {
-                "MR": (2, 3, 4, 5, 6, 7, 8, 9),
-                "NV": (1, 2, 4),
+                "MR": (16, 32) if tiles else (2, 3, 4, 5, 6, 7, 8, 9),
+                "NV": (1, 2) if tiles else (1, 2, 4),
                 "KU": (4, 8, 16),
                 "blocks": (1, 2, 4),
                 "skinny": (4, 6, 8),
@@ -171,6 +173,8 @@ class LowBitLinear(Template):
         layout, wide = workload.layout(target.lanes), target.vector_registers >= 32
         if workload.activations == "a32":
             MR, NV = (8, 2) if wide else (6, 2)
+        elif target.tiles:
+            MR, NV = 32, 2
         elif not wide:
             MR, NV = 4, 1
         elif layout.groups == 1:
@@ -206,7 +210,9 @@ class LowBitLinear(Template):
     def build(self, workload: LowBitLinearWorkload, target: Target, config: Config) -> Any:
         if not self.accepts(workload, target):
             raise KernelError(f"{workload.key()} is outside what the low-bit linear computes", where=target.name)
-        kernel = Int8Kernel if workload.activations == "a8" else Float32Kernel
+        kernel: type[LowBitKernel] = Float32Kernel
+        if workload.activations == "a8":
+            kernel = Int8TileKernel if target.tiles else Int8Kernel
         return kernel(workload, target, config).build()
 
     def reference(

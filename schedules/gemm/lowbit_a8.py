@@ -10,6 +10,7 @@ from llmc.schedules.gemm.activations import Quantized, Quantizer
 from llmc.schedules.gemm.lowbit_kernel import Block, LowBitKernel
 from llmc.targets.base import Target
 from llmc.targets.dot import ByteDot
+from llmc.targets.intrinsics import Reg
 from llmc.tvm_shim import T
 
 if TYPE_CHECKING:
@@ -86,10 +87,15 @@ class Int8Kernel(LowBitKernel):
             scale = self.scales(block, g)
             zero = None if self.zero is None else self.shifts(block, g)
             for m, row in enumerate(acc):
-                total = T.Cast(f"float32x{simd.lanes}", sums[m][v].v)
-                row[v].v = simd.fma(total, scale * simd.splat(x.scale[first + m, g]), row[v].v)
-                if zero is not None and x.total is not None:
-                    row[v].v = simd.fma(zero, simd.splat(x.total[first + m, g]), row[v].v)
+                self.add_group(row[v], sums[m][v].v, scale, zero, x, first + m, g)
+
+    def add_group(self, total: Reg, sums: Any, scale: Any, zero: Any | None, x: Quantized, m: Any, g: Any) -> None:
+        """total += the integer sums of row m and group g, scaled."""
+        simd = self.simd
+        sums = T.Cast(f"float32x{simd.lanes}", sums)
+        total.v = simd.fma(sums, scale * simd.splat(x.scale[m, g]), total.v)
+        if zero is not None and x.total is not None:
+            total.v = simd.fma(zero, simd.splat(x.total[m, g]), total.v)
 
     def _codes(self, blocks: list[Any], g: Any, line: Any, lines: int, ahead: int) -> list[Callable[[int], Any]]:
         """For each quad of k in `lines` lines from `line`: which codes row block v multiplies it with.
@@ -97,14 +103,20 @@ class Int8Kernel(LowBitKernel):
         A line is loaded when its first quad is asked for, and taken apart in registers: expanding a panel once for
         all rows costs as much traffic from L2 as it saves instructions.
         """
-        bits, per, width = self.layout.bits, self.layout.codes_per_byte, 4 * self.simd.lanes
+        per = self.layout.codes_per_byte
         loaded: dict[tuple[int, int], Any] = {}
 
         def code(v: int, i: int, p: int) -> Any:
             if p == 0:
                 self.prefetch_line(blocks[v], g, line + i, ahead)
                 loaded[v, i] = self.line(blocks[v], g, line + i)
-            shifted = T.shift_right(loaded[v, i], T.broadcast(T.uint8(bits * p), width)) if p else loaded[v, i]
-            return shifted if p == per - 1 else T.bitwise_and(shifted, T.broadcast(T.uint8(2**bits - 1), width))
+            return self.codes_of(loaded[v, i], p)
 
         return [lambda v, i=i, p=p: code(v, i, p) for i in range(lines) for p in range(per)]  # type: ignore[misc]
+
+    def codes_of(self, line: Any, p: int) -> Any:
+        """The codes that a line keeps in the p-th lowest bits of its bytes."""
+        bits, width = self.layout.bits, 4 * self.simd.lanes
+        shifted = T.shift_right(line, T.broadcast(T.uint8(bits * p), width)) if p else line
+        last = p == self.layout.codes_per_byte - 1
+        return shifted if last else T.bitwise_and(shifted, T.broadcast(T.uint8(2**bits - 1), width))

@@ -62,9 +62,7 @@ class LowBitKernel(ABC):
                 T.func_name(w.kernel_name)
                 T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
                 inputs = {arg.name: T.arg(arg.name, T.handle()) for arg in w.inputs()}
-                self.q = T.arg("q", T.Buffer(layout.q_shape, "uint8"))
-                self.scale = T.arg("scale", T.Buffer(layout.plane_shape, w.scale_dtype))
-                self.zero = None if w.symmetric else T.arg("zero", T.Buffer(layout.plane_shape, w.zero_dtype))
+                self.declare_weights()
                 self.bias = T.arg("bias", T.Buffer((layout.blocks, layout.lanes), "float32")) if w.bias else None
                 y = T.arg("y", T.handle())
                 M = T.int64()
@@ -79,6 +77,13 @@ class LowBitKernel(ABC):
                     self._panels(x, M)
         return ib.get()
 
+    def declare_weights(self) -> None:
+        """The parameters that hold the packed weight."""
+        w, layout = self.workload, self.layout
+        self.q = T.arg("q", T.Buffer(layout.q_shape, "uint8"))
+        self.scale = T.arg("scale", T.Buffer(layout.plane_shape, w.scale_dtype))
+        self.zero = None if w.symmetric else T.arg("zero", T.Buffer(layout.plane_shape, w.zero_dtype))
+
     def _stream_all(self, x: Any, rows: int) -> None:
         """y of exactly `rows` rows, in one pass over the packed weights."""
         flight = self.flight
@@ -90,7 +95,7 @@ class LowBitKernel(ABC):
             self._columns(x, None, 0, rows, blocks, flight, ahead)
 
     def _panels(self, x: Any, M: Any) -> None:
-        """y of M >= MR rows. Threads share the panels and, where M is large, spans of rows."""
+        """y of many rows. Threads share the panels and, where M is large, spans of rows."""
         MR, task_blocks = self.MR, max(self.NV, self.layout.halves)
         row_blocks = T.bind(T.ceildiv(M, T.int64(MR)))
         spans = T.bind(T.max(T.floordiv(row_blocks, T.int64(max(1, self.task_rows // MR))), T.int64(1)))
@@ -100,15 +105,20 @@ class LowBitKernel(ABC):
             blocks = [T.bind(panel * task_blocks + b) for b in range(task_blocks)]
             expanded = self.expand(blocks)
             low, high = (T.bind(T.floordiv((span + i) * row_blocks, spans)) for i in (0, 1))
+            self.span(x, expanded, M, blocks, low, high)
 
-            def rows(r: Any, ahead: int) -> None:
-                self._columns(x, expanded, T.bind(T.min(r * MR, M - MR)), MR, blocks, self.NV, ahead)
+    def span(self, x: Any, expanded: Any, M: Any, blocks: list[Any], low: Any, high: Any) -> None:
+        """Columns of `blocks`, blocks `low` to `high` of MR rows."""
+        MR = self.MR
 
-            if expanded is None and self.ahead_many:  # the first rows find the weights in memory, the others in cache
-                rows(low, self.ahead_many)
-                low = low + 1
-            with T.serial(low, high) as r:
-                rows(r, 0)
+        def rows(r: Any, ahead: int) -> None:
+            self._columns(x, expanded, T.bind(T.min(r * MR, M - MR)), MR, blocks, self.NV, ahead)
+
+        if expanded is None and self.ahead_many:  # the first rows find the weights in memory, the others in cache
+            rows(low, self.ahead_many)
+            low = low + 1
+        with T.serial(low, high) as r:
+            rows(r, 0)
 
     def _columns(self, x: Any, panel: Any, first: Any, rows: int, blocks: list[Any], flight: int, ahead: int) -> None:
         """y[first : first + rows, columns of `blocks`], `flight` blocks at a time; gate and up finish together."""

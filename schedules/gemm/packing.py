@@ -25,8 +25,46 @@ _ROWS = 32  # padding of N
 _ROUNDING = 2.0**-22  # relative error of a float32 product of two rounded float32 values
 
 
+class RowBlocks:
+    """The N rows of a weight in blocks of `lanes`. `halves` = 2 alternates blocks of the first N/2 rows with blocks of
+    the others."""
+
+    N: int
+    lanes: int
+    halves: int
+
+    @property
+    def used_blocks(self) -> int:
+        """Row blocks that hold rows of the weight."""
+        return self.halves * -(-self.N // self.halves // self.lanes)
+
+    @property
+    def blocks(self) -> int:
+        unit = _ROWS // self.lanes
+        return -(-self.used_blocks // unit) * unit
+
+    def arrange_rows(self, rows: np.ndarray) -> np.ndarray:
+        """[N, ...] -> [blocks * lanes, ...] in the layout's order, missing rows zero."""
+        per_half = self.N // self.halves
+        width = self.used_blocks // self.halves * self.lanes
+        arranged = np.zeros((self.blocks * self.lanes, *rows.shape[1:]), rows.dtype)
+        view = arranged[: self.used_blocks * self.lanes].reshape(-1, self.halves, self.lanes, *rows.shape[1:])
+        for half in range(self.halves):
+            part = rows[half * per_half : (half + 1) * per_half]
+            if per_half < width:
+                part = np.concatenate([part, np.zeros((width - per_half, *rows.shape[1:]), rows.dtype)])
+            view[:, half] = part.reshape(-1, self.lanes, *rows.shape[1:])
+        return arranged
+
+    def restore_rows(self, arranged: np.ndarray) -> np.ndarray:
+        """The inverse of `arrange_rows`."""
+        view = arranged[: self.used_blocks * self.lanes].reshape(-1, self.halves, self.lanes, *arranged.shape[1:])
+        halves = [view[:, h].reshape(-1, *arranged.shape[1:])[: self.N // self.halves] for h in range(self.halves)]
+        return np.concatenate(halves)
+
+
 @dataclass(frozen=True)
-class LowBitLayout:
+class LowBitLayout(RowBlocks):
     """Where the codes of a [N, K] weight of one format lie. `halves` = 2 alternates blocks of the first N/2 rows
     (the gate of silu_mul) with blocks of the others (up)."""
 
@@ -61,16 +99,6 @@ class LowBitLayout:
         return self.group // (4 * self.codes_per_byte)
 
     @property
-    def used_blocks(self) -> int:
-        """Row blocks that hold rows of the weight."""
-        return self.halves * -(-self.N // self.halves // self.lanes)
-
-    @property
-    def blocks(self) -> int:
-        unit = _ROWS // self.lanes
-        return -(-self.used_blocks // unit) * unit
-
-    @property
     def q_shape(self) -> tuple[int, int, int, int]:
         return self.blocks, self.groups, self.lines, 4 * self.lanes
 
@@ -91,25 +119,6 @@ class LowBitLayout:
             and min(self.N, self.K, self.group_size) > 0
             and (self.groups == 1 or self.group % 16 == 0)
         )
-
-    def arrange_rows(self, rows: np.ndarray) -> np.ndarray:
-        """[N, ...] -> [blocks * lanes, ...] in the layout's order, missing rows zero."""
-        per_half = self.N // self.halves
-        width = self.used_blocks // self.halves * self.lanes
-        arranged = np.zeros((self.blocks * self.lanes, *rows.shape[1:]), rows.dtype)
-        view = arranged[: self.used_blocks * self.lanes].reshape(-1, self.halves, self.lanes, *rows.shape[1:])
-        for half in range(self.halves):
-            part = rows[half * per_half : (half + 1) * per_half]
-            if per_half < width:
-                part = np.concatenate([part, np.zeros((width - per_half, *rows.shape[1:]), rows.dtype)])
-            view[:, half] = part.reshape(-1, self.lanes, *rows.shape[1:])
-        return arranged
-
-    def restore_rows(self, arranged: np.ndarray) -> np.ndarray:
-        """The inverse of `arrange_rows`."""
-        view = arranged[: self.used_blocks * self.lanes].reshape(-1, self.halves, self.lanes, *arranged.shape[1:])
-        halves = [view[:, h].reshape(-1, *arranged.shape[1:])[: self.N // self.halves] for h in range(self.halves)]
-        return np.concatenate(halves)
 
 
 def pack_codes(layout: LowBitLayout, codes: np.ndarray | PackedCodes) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 from llmc.errors import OptionError
 from llmc.options import fixed_dims, parse_counts, parse_dims, resolve_target, show_dims
 from llmc.targets import detect
-from llmc.targets.x86 import AVX2, AVX512
+from llmc.targets.x86 import AMX, AVX2, AVX512
 
 SKYLAKE = detect.Machine("Skylake", frozenset(AVX2.requires) | {"avx512f"}, 4, 32 << 10, 0, 0)
 
@@ -19,6 +19,14 @@ def test_native_is_the_widest_that_runs() -> None:
     assert detect.native(SKYLAKE).name == "x86-avx2"
     cascadelake = dataclasses.replace(SKYLAKE, flags=frozenset(AVX2.requires + AVX512.requires))
     assert detect.native(cascadelake).name == "x86-avx512"
+
+
+def test_native_is_never_amx() -> None:
+    """Nobody has measured it yet."""
+    sapphire_rapids = dataclasses.replace(SKYLAKE, flags=frozenset(AVX2.requires + AMX.requires))
+    assert not sapphire_rapids.missing(AMX) and detect.native(sapphire_rapids).name == "x86-avx512"
+    with pytest.raises(OptionError, match="no target runs on this machine"):
+        detect.native(sapphire_rapids, [AMX])
 
 
 def test_native_takes_the_machines_caches_and_nothing_else() -> None:
