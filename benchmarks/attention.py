@@ -3,6 +3,7 @@
     python benchmarks/attention.py                                   x86-avx512, all cases
     python benchmarks/attention.py --case smollm2 --lengths 128,512  one model's heads, some lengths
     python benchmarks/attention.py --set BQ=64 --set MR=4            another configuration
+    python benchmarks/attention.py --kv-cache float32,int8,int4      rounded caches beside the plain one
 
 Prefill is judged by useful operations (masked ones do not count) against the FMA peak; decode, of one token, by keys
 and values read against the memory's read bandwidth, with copies of the cache larger than the caches of the CPU, as
@@ -12,7 +13,9 @@ the layers of a model have. Times are the least of many calls, less what an empt
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,10 @@ import numpy as np
 from llmc.ceilings import compile_kernel, least, peak, read_bandwidth
 from llmc.schedules.attention.attention import ATTENTION
 from llmc.schedules.attention.kv_append import KV_APPEND
-from llmc.schedules.attention.layout import BLOCK
+from llmc.schedules.attention.kv_format import resolve_kv_cache
+from llmc.schedules.attention.layout import BLOCK, size_in_bytes
 from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
+from llmc.schedules.base import Arg
 from llmc.targets.base import Target
 from llmc.targets.x86 import TARGETS
 from llmc.tvm_shim import IRBuilder, T, tvm
@@ -37,6 +42,16 @@ CASES = {
 tensor = tvm.runtime.tensor
 
 
+def array(arg: Arg, dims: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
+    """Random numbers or codes; scales of a rounded cache are all 0.01."""
+    shape = [dims[d] if isinstance(d, str) else d for d in arg.shape]
+    if arg.name == "planes":
+        return np.full(shape, 0.01, arg.dtype)
+    if arg.dtype.endswith("int8"):
+        return rng.integers(0, 100, shape, arg.dtype)
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
 def arrays(w: AttentionWorkload, S: int, length: int, rng: np.random.Generator) -> list[Any]:
     """The kernel's arguments for one sequence."""
     blocks = -(-length // BLOCK)
@@ -44,8 +59,7 @@ def arrays(w: AttentionWorkload, S: int, length: int, rng: np.random.Generator) 
     values = {"kv_len": np.array([length])}
     for arg in (*w.inputs(), *w.outputs()):
         if arg.name != "kv_len":
-            shape = [dims[d] if isinstance(d, str) else d for d in arg.shape]
-            values[arg.name] = rng.standard_normal(shape, dtype=np.float32)
+            values[arg.name] = array(arg, dims, rng)
     return [tensor(values[arg.name]) for arg in (*w.inputs(), *w.outputs())]
 
 
@@ -61,14 +75,15 @@ def empty_call(arguments: int, target: Target) -> float:
 
 def append_time(w: AttentionWorkload, target: Target, S: int, seconds: float) -> float:
     """Seconds of the append in place of S tokens that goes before attention."""
-    append = KVAppendWorkload(w.n_heads, w.n_kv_heads, w.head_dim, rope=w.causal, in_place=True)
+    heads = {"n_heads": w.n_heads, "n_kv_heads": w.n_kv_heads, "head_dim": w.head_dim}
+    append = KVAppendWorkload(**heads, rope=w.causal, in_place=True, kv_cache=w.kv_cache)
     kernel = compile_kernel(KV_APPEND.build(append, target, KV_APPEND.default(append, target)), target)
     blocks = -(-S // BLOCK)
     dims = {"B": 1, "S": S, "CB": blocks, "C": blocks * BLOCK}
     arguments = []
     for arg in (*append.inputs(), *append.outputs()):
         shape = [dims[d] if isinstance(d, str) else d for d in arg.shape]
-        arguments.append(tensor(np.array([S]) if arg.name == "kv_len" else np.ones(shape, "float32")))
+        arguments.append(tensor(np.array([S]) if arg.name == "kv_len" else np.ones(shape, arg.dtype)))
     return least(lambda: kernel(*arguments), seconds) - empty_call(len(arguments), target)
 
 
@@ -91,18 +106,19 @@ class Bench:
         rate = ATTENTION.work(self.w, {"B": 1, "S": S, "CB": -(-S // BLOCK), "C": S, "T": S}).ops / seconds
         append = append_time(self.w, self.target, S, self.seconds / 4)
         return (
-            f"{self.name:8} prefill {S:5} {seconds * 1e6:9.1f} us {rate / 1e9:7.1f} GFLOP/s {rate / self.flops:4.0%}"
+            f"{self.name:16} prefill {S:5} {seconds * 1e6:9.1f} us {rate / 1e9:7.1f} GFLOP/s {rate / self.flops:4.0%}"
             f"   append {append * 1e6:7.1f} us"
         )
 
     def decode(self, context: int) -> str:
-        size = 2 * 4 * self.w.n_kv_heads * context * self.w.head_dim
         rng = np.random.default_rng(0)
+        cache = [a for a in self.w.inputs() if a.name in ("kp", "v", "planes")]
+        size = size_in_bytes(cache, {"B": 1, "CB": -(-context // BLOCK), "C": context})
         copies = [arrays(self.w, 1, context, rng) for _ in range(1 + COLD_BYTES // size)]
         hot = least(lambda: self.kernel(*copies[0]), self.seconds / 4) - self.overhead
         cold = least(lambda: [self.kernel(*c) for c in copies], self.seconds) / len(copies) - self.overhead
         return (
-            f"{self.name:8} decode {context:6} {cold * 1e6:9.1f} us {size / cold / 1e9:7.1f} GB/s    "
+            f"{self.name:16} decode {context:6} {cold * 1e6:9.1f} us {size / cold / 1e9:7.1f} GB/s    "
             f"{size / cold / self.bandwidth:4.0%}   in cache {hot * 1e6:7.1f} us"
         )
 
@@ -111,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="x86-avx512", choices=TARGETS)
     parser.add_argument("--case", default=",".join(CASES))
+    parser.add_argument("--kv-cache", default="float32", help="float32, int8, int4; several with commas")
     parser.add_argument("--lengths", default="128,512,2048", help="of prefill; empty for none")
     parser.add_argument("--contexts", default="128,512,2048,8192", help="of decode; empty for none")
     parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", dest="knobs")
@@ -120,8 +137,9 @@ def main() -> None:
     knobs = {k: int(v) for k, v in (knob.split("=") for knob in args.knobs)}
     flops, bandwidth = peak(target, "fma"), read_bandwidth(target)
     print(f"{tvm.runtime.num_threads()} threads; read {bandwidth / 1e9:.1f} GB/s, FMA peak {flops / 1e9:.0f} GFLOP/s")
-    for name in args.case.split(","):
-        w = CASES[name]
+    for name, kv_cache in product(args.case.split(","), args.kv_cache.split(",")):
+        w = replace(CASES[name], kv_cache=resolve_kv_cache(kv_cache))
+        name = f"{name} {kv_cache}"
         config = ATTENTION.default(w, target) | knobs
         if config not in ATTENTION.space(w, target):
             raise SystemExit(f"{config} is not in the space of {name}")

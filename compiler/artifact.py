@@ -14,7 +14,7 @@ import numpy as np
 
 from llmc import __version__
 from llmc.fuse import Decoder
-from llmc.graph import Constant, Dim, Graph
+from llmc.graph import LLMC, Constant, Dim, Graph
 from llmc.lower import Lowered, Param
 from llmc.package.archive import write_artifact
 from llmc.package.manifest import (
@@ -111,7 +111,7 @@ def describe(
         },
         params={name: ParamSpec(_key(name), p.dtype, p.shape) for name, p in lowered.params.items()},
         decoder=_decoder(model, decoder, plan.functions) if decoder else None,
-        quantization=_quantization(plan.functions["main"], format),
+        quantization=_quantization(next(iter(plan.functions.values())), format),
         kernels=tuple(
             KernelSpec(
                 name,
@@ -176,8 +176,9 @@ def _decoder(model: Path, decoder: Decoder, functions: Mapping[str, Graph]) -> D
         CacheSpec(*(BufferSpec(_shape(step.types[name].shape), step.types[name].dtype) for name in pair))
         for pair in decoder.caches
     )
-    inputs = tuple(step.inputs[: len(step.inputs) - 2 * len(caches)])
-    return DecoderSpec(decoder.vocab_size, len(caches), caches, inputs, _eos(model), _max_length(functions["main"]))
+    inputs = tuple(step.inputs[: len(step.inputs) - sum(map(len, decoder.caches))])
+    length = _max_length(step)
+    return DecoderSpec(decoder.vocab_size, len(caches), caches, inputs, _eos(model), length, decoder.kv_cache)
 
 
 def _eos(model: Path) -> tuple[int, ...]:
@@ -223,5 +224,10 @@ def _max_length(graph: Graph) -> int | None:
 
 def _quantization(graph: Graph, format: Format | None) -> dict[str, object]:
     weights = [c for c in graph.constants.values() if isinstance(c, QuantizedWeight)]
-    kinds = sorted({f"{w.bits}-bit, groups of {w.group_size if w.group_size != w.K else 'K'}" for w in weights})
-    return {"format": format.name if format else "none", "weights": kinds, "quantized_matrices": len(weights)}
+    kinds = {f"{w.bits}-bit, groups of {w.group_size if w.group_size != w.K else 'K'}" for w in weights}
+    linears = [n for n in graph.nodes if n.op == "Linear" and n.domain == LLMC]
+    rounded = {n.inputs[1] for n in linears if n.attrs["activations"] == "bf16"}  # floats until a kernel packs them
+    if rounded:
+        kinds.add("bfloat16")
+    count = len(weights) + len(rounded)
+    return {"format": format.name if format else "none", "weights": sorted(kinds), "quantized_matrices": count}

@@ -22,6 +22,7 @@ from llmc.perplexity import demand_length, perplexity
 # direction of an output must hold: strictly where the weights arrived rounded, less so where llmc rounded them.
 FLOAT_RELATIVE = 2e-3
 COSINE_ARRIVED, COSINE_8_BIT, COSINE_4_BIT = 0.99, 0.99, 0.90
+_PIECES = (1, 17, 70, 1)  # tokens, one piece after another, with which sessions are compared
 _FIXED_GRIDS = (
     "a model that rounds activations itself (QuantizeLinear, DynamicQuantizeLinear) does so differently in every "
     "engine, and llmc as they come: compare with the float model that it was made from"
@@ -96,18 +97,65 @@ def check(
     threads = threads or len(os.sched_getaffinity(0))
     reference = open_engine("onnxruntime", onnx, threads)
     ours = open_engine("llmc", artifact, threads)
-    main = _main(manifest, Path(artifact), reference, Path(onnx))
-    vocabulary = manifest.decoder.vocab_size if manifest.decoder else smallest_table(Path(onnx))
     rng = np.random.default_rng(seed)
+    rounded = manifest.decoder is not None and manifest.decoder.kv_cache != "float32"
+    outputs = (_sessions if rounded else _calls)(manifest, reference, ours, dims or {}, rng, Path(artifact), Path(onnx))
+    engines = {"onnxruntime": reference, "llmc": ours}
+    scores = {name: perplexity(engine, ids) for name, engine in engines.items()} if ids is not None else {}
+    return CheckReport(tuple(outputs), scores, cosine_bound(manifest))
+
+
+def _calls(
+    manifest: Manifest,
+    reference: Engine,
+    ours: Engine,
+    dims: Mapping[str, int],
+    rng: np.random.Generator,
+    artifact: Path,
+    onnx: Path,
+) -> list[OutputCheck]:
+    """Every output of the plain signature, at several sizes."""
+    main = _main(manifest, artifact, reference, onnx)
+    vocabulary = manifest.decoder.vocab_size if manifest.decoder else smallest_table(onnx)
     outputs = []
-    for case in samples.cases(main.symbols, dims or {}):
+    for case in samples.cases(main.symbols, dims):
         case, inputs, expected = _reference(reference, main, case, rng, vocabulary)
         got = ours.call(inputs)
         mask = next((a for name, a in inputs.items() if "mask" in name and a.ndim == 2), None)
         outputs += [compare(show_dims(case), name, expected[name], got[name], manifest, mask) for name in expected]
-    engines = {"onnxruntime": reference, "llmc": ours}
-    scores = {name: perplexity(engine, ids) for name, engine in engines.items()} if ids is not None else {}
-    return CheckReport(tuple(outputs), scores, cosine_bound(manifest))
+    return outputs
+
+
+def _sessions(
+    manifest: Manifest,
+    reference: Engine,
+    ours: Engine,
+    dims: Mapping[str, int],
+    rng: np.random.Generator,
+    artifact: Path,
+    onnx: Path,
+) -> list[OutputCheck]:
+    """The logits of a session, which is all that a model with a rounded cache has: a prompt, then tokens after it.
+
+    Raises OptionError for sizes: a session has none to fix.
+    """
+    if dims:
+        what = f"{artifact} keeps its cache rounded: it is checked as a session, which has no dimensions"
+        raise OptionError(what, where="--dim", hint="leave --dim out")
+    assert manifest.decoder is not None
+    longest = manifest.decoder.max_length or sum(_PIECES)
+    outputs, length = [], 0
+    for engine in (reference, ours):
+        engine.reset()
+    for piece in _PIECES:
+        piece = min(piece, longest - length)
+        if not piece:
+            break
+        ids = rng.integers(0, manifest.decoder.vocab_size, piece)
+        case = f"past={length}, seq={piece}"
+        outputs.append(compare(case, "logits", reference.step(ids), ours.step(ids), manifest))
+        length += piece
+    return outputs
 
 
 def _main(manifest: Manifest, artifact: Path, reference: Engine, onnx: Path) -> FunctionSpec:
@@ -192,10 +240,13 @@ def compare(
 
 
 def cosine_bound(manifest: Manifest) -> float | None:
-    """The tolerance that an artifact's weights call for; None where all of them are float."""
+    """The tolerance that an artifact's weights and cache call for; None where all of them are float."""
     weights = manifest.quantization.get("weights", [])
+    kv_cache = manifest.decoder.kv_cache if manifest.decoder else "float32"
+    if kv_cache == "int4":
+        return COSINE_4_BIT
     if not weights:
-        return None
+        return None if kv_cache == "float32" else COSINE_8_BIT
     if manifest.quantization.get("format", "none") == "none":
         return COSINE_ARRIVED
     return COSINE_4_BIT if any("4-bit" in kind for kind in weights) else COSINE_8_BIT

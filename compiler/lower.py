@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmc.errors import KernelError
-from llmc.graph import Constant, Graph, Node, TensorType
+from llmc.graph import NARROW, Constant, Graph, Node, TensorType
 from llmc.ops import RULES
 from llmc.ops.context import Emitter
 from llmc.schedules.base import Config, Kernel
@@ -135,8 +135,8 @@ class _Function:
 
     def _caches(self) -> list[str]:
         """Caches are returned too, so that Relax sees what was written in place."""
-        written = [n.inputs[3:5] for n in self.graph.nodes if n.op == "Attention" and n.attrs.get("in_place")]
-        return [name for pair in written for name in pair]
+        layers = [n for n in self.graph.nodes if n.op == "Attention" and n.attrs.get("in_place")]
+        return [name for n in layers for name in _cache(n)]
 
     def _large_constants(self) -> None:
         read = {
@@ -144,7 +144,9 @@ class _Function:
         }
         for name in self.graph.constants:
             value = self.graph.constants[name]
-            if name in read and isinstance(value, np.ndarray) and value.nbytes >= _LARGE and value.dtype.kind == "f":
+            if name not in read or not isinstance(value, np.ndarray) or value.dtype.name in NARROW:
+                continue
+            if value.nbytes >= _LARGE and value.dtype.kind == "f":
                 self.emitter.exprs[name] = self.param(self.module.plain(name, value))
 
     # -- values -------------------------------------------------------------------------------------------------
@@ -236,14 +238,14 @@ class _Function:
         sources = qkv if rope or len(qkv) == 1 else qkv[1:]
         kv_len = self.value(node.inputs[7])
         put = self._append_in_place if a.get("in_place") else self._append
-        kp, v, q = put(node, append, [*sources, *rope], kv_len, result)
+        cache, q = put(node, append, [*sources, *rope], kv_len, result)
         biases = [self.value(name) for name in node.inputs[8:10] if name]
-        operands = [qkv[0] if q is None else q, kp, v, kv_len, *biases]
+        operands = [qkv[0] if q is None else q, *cache, kv_len, *biases]
         self.emitter.exprs[node.outputs[0]] = self._call(attend, operands, [], [result])
 
     def _append(
         self, node: Node, kernel: Kernel, sources: list[Expr], kv_len: Expr, queries: TensorType
-    ) -> tuple[Expr, Expr, Expr | None]:
+    ) -> tuple[list[Expr], Expr | None]:
         """New keys and values after a copy of the past; presents are what this returns."""
         a = node.attrs
         past = [self.value(name) for name in node.inputs[3:5] if name]
@@ -259,25 +261,30 @@ class _Function:
         for output, name in zip(node.outputs[1:], ("present_k", "v"), strict=False):
             if output:
                 self.emitter.exprs[output] = found[name]
-        return found["kp"], found["v"], found.get("q")
+        return [found["kp"], found["v"]], found.get("q")
 
     def _append_in_place(
         self, node: Node, kernel: Kernel, sources: list[Expr], kv_len: Expr, queries: TensorType
-    ) -> tuple[Expr, Expr, Expr | None]:
-        caches = node.inputs[3:5]
-        names = [o.name for o in kernel.workload.outputs()]
-        types = [self.graph.types[c] for c in caches] + ([queries] if "q" in names else [])
-        indices = [0, 1] + [-1] * (len(types) - 2)
+    ) -> tuple[list[Expr], Expr | None]:
+        caches = _cache(node)
+        rotated = any(o.name == "q" for o in kernel.workload.outputs())
+        types = [self.graph.types[c] for c in caches] + ([queries] if rotated else [])
+        indices = [*range(len(caches)), *([-1] if rotated else [])]
         out = [relax.TensorType(t.shape, t.dtype) for t in types]
         args = [*(self.value(c) for c in caches), *sources, kv_len]
         result = self.bb.emit(relax.op.call_tir_inplace(self.module.kernel(kernel), args, indices, out))
         parts = [self.bb.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
-        self.emitter.exprs[caches[0]], self.emitter.exprs[caches[1]] = parts[:2]
-        return parts[0], parts[1], parts[2] if len(parts) > 2 else None
+        self.emitter.exprs.update(zip(caches, parts, strict=False))
+        return parts[: len(caches)], parts[-1] if rotated else None
+
+
+def _cache(node: Node) -> tuple[str, ...]:
+    """What an Attention in place writes: keys, values and, where they are rounded, their scales."""
+    return (*node.inputs[3:5], *node.inputs[10:11])
 
 
 def _variable(name: str, type_: TensorType) -> Any:
-    return relax.Var(name, relax.TensorType(type_.shape, type_.dtype))
+    return relax.Var(name, relax.TensorType(type_.shape, type_.carrier))
 
 
 def _product(dims: list[Any]) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from llmc.artifact import Artifact, describe
 from llmc.build import build
+from llmc.errors import OptionError
 from llmc.fuse import Decoder, decoder_of, fuse
 from llmc.graph import Graph
 from llmc.importer import import_model
@@ -23,6 +24,7 @@ from llmc.lower import lower
 from llmc.options import resolve_target
 from llmc.quantize import quantize as quantize_weights
 from llmc.quantize.formats import Format, resolve_format
+from llmc.schedules.attention.kv_format import KVCache, resolve_kv_cache
 from llmc.schedules.base import Kernel
 from llmc.select import Plan, select
 from llmc.targets.base import Target
@@ -61,6 +63,7 @@ def compile(
     dump_ir: str | Path | None = None,
     progress: Callable[[StageEvent], None] | None = None,
     *,
+    kv_cache: str = "float32",
     tune: str = "none",
     tune_seconds: float | None = None,
     trials: int | None = None,
@@ -71,17 +74,20 @@ def compile(
     """Compile an ONNX model. Nothing is written until the artifact's `save`, but measurements into the database.
 
     `target` is a name of `llmc targets`; `quantize` a name of the table of formats; `dims` fixes (int) or bounds
-    ((least, most)) symbolic dimensions by name. `tune` is none, quick or full; `tune_seconds` and `trials` (candidates
-    a kernel, on average) replace the effort's own limits. With "none" kernels still get the best configuration that
-    `database` (None: the user's own) or llmc's logs know. Ctrl-C while kernels are tuned ends the tuning alone.
+    ((least, most)) symbolic dimensions by name. `kv_cache` is what a decoder's sessions keep keys and values in:
+    float32, int8 or int4; only float32 leaves the model its plain signature, with past and present as arrays. `tune` is
+    none, quick or full; `tune_seconds` and `trials` (candidates a kernel, on average) replace the effort's own limits.
+    With "none" kernels still get the best configuration that `database` (None: the user's own) or llmc's logs know.
+    Ctrl-C while kernels are tuned ends the tuning alone.
     Raises LlmcError's subclasses.
     """
     stage = _Stages(progress, Path(dump_ir) if dump_ir else None)
     machine, format = resolve_target(target), resolve_format(quantize)
+    cache = resolve_kv_cache(kv_cache)
     known = Path(database) if database else None
     tuning = resolve_tuning(tune, machine, tune_seconds, trials, seed, known)
 
-    plan, decoder = _plan(stage, Path(model), machine, format, dims)
+    plan, decoder = _plan(stage, Path(model), machine, format, dims, cache)
     calls = plan.calls()
 
     def choose() -> dict[Kernel, Choice]:
@@ -137,14 +143,25 @@ def _search(
 
 
 def _plan(
-    stage: _Stages, model: Path, target: Target, format: Format | None, dims: Dims | None
+    stage: _Stages,
+    model: Path,
+    target: Target,
+    format: Format | None,
+    dims: Dims | None,
+    kv_cache: KVCache = "float32",
 ) -> tuple[Plan, Decoder | None]:
-    """The stages from the file to its kernels."""
+    """The stages from the file to its kernels. Raises OptionError where a model without a cache is to round it."""
     graph = stage("import", lambda: import_model(model, dims), _nodes)
     graph = stage("quantize", lambda: quantize_weights(graph, format), _nodes)
     graph = stage("fuse", lambda: fuse(graph), _nodes)
-    decoder = stage("kv-cache", lambda: decoder_of(graph), lambda d: f"{len(d.caches)} layers" if d else "no decoder")
-    functions = {"main": graph, **(decoder.functions if decoder else {})}
+    layers = lambda d: f"{len(d.caches)} layers" if d else "no decoder"  # noqa: E731
+    decoder = stage("kv-cache", lambda: decoder_of(graph, kv_cache), layers)
+    functions = dict(decoder.functions) if decoder else {}
+    if kv_cache == "float32":
+        functions = {"main": graph, **functions}
+    elif decoder is None:
+        what = f"this model is no decoder with a cache that a session could keep in {kv_cache}"
+        raise OptionError(what, where="--kv-cache", hint="leave the option out")
     return stage("select", lambda: select(functions, target), lambda p: f"{len(p.calls())} kernels"), decoder
 
 

@@ -16,6 +16,7 @@ from llmc.schedules.base import Kernel
 from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
@@ -64,6 +65,9 @@ def _linear(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
     activation = node.attrs["activation"]
     if isinstance(weight, np.ndarray):
         N, K = weight.shape
+        if node.attrs["activations"] == "bf16":
+            x = "bf16" if target.tiles else "a32"
+            return (Kernel(BF16, Bf16LinearWorkload(N, K, "float32", bias, activation, residual, x)),)
         return (Kernel(DENSE, DenseLinearWorkload(N, K, bias=bias, activation=activation, residual=residual)),)
     workload = LowBitLinearWorkload.of(
         weight, activations=node.attrs["activations"], bias=bias, activation=activation, residual=residual
@@ -81,7 +85,8 @@ def _embedding(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
     panel = 0
     if tied:
         linear = _linear(graph, tied[0], target)[0]
-        panel = int(linear.template.default(linear.workload, target)["NV"]) * target.lanes
+        if isinstance(linear.workload, DenseLinearWorkload):  # no lookup reads what other linear layers pack
+            panel = int(DENSE.default(linear.workload, target)["NV"]) * target.lanes
     return (Kernel(EMBEDDING_DENSE, EmbeddingDenseWorkload(V, E, panel)),)
 
 
@@ -113,6 +118,7 @@ def _attention(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
         in_place=in_place,
         present=bool(node.outputs[1]),
         rotary_dim=_rotary_dim(graph, node),
+        kv_cache=a.get("kv_cache", "float32"),
     )
     bias = graph.types[node.inputs[9]].shape if node.inputs[9] else (1, 1, 1, 1)
     attend = AttentionWorkload(
@@ -127,6 +133,7 @@ def _attention(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
         bias_heads=not same_dim(bias[1], 1),
         bias_rows=not same_dim(bias[2], 1),
         q_packed=packed and not rope,
+        kv_cache=a.get("kv_cache", "float32"),
     )
     return Kernel(KV_APPEND, append), Kernel(ATTENTION, attend)
 

@@ -27,6 +27,9 @@ def command(
     ] = None,
     target: Annotated[str, typer.Option(help="What to build for; `llmc targets` lists them.")] = "native",
     quantize: Annotated[str, typer.Option(help="Format of the weights: none, w8a8, w4a8-g32, w4a16-g32 ...")] = "none",
+    kv_cache: Annotated[
+        str, typer.Option(help="What sessions keep keys and values in: float32, int8, or int4.")
+    ] = "float32",
     dim: Annotated[
         list[str] | None, typer.Option(help="Fix or bound a symbolic dimension: batch=1, seq=1..4096; may be repeated.")
     ] = None,
@@ -67,6 +70,7 @@ def command(
         "model": f"{model} ({human_bytes(_model_bytes(model))})",
         "target": f"{chosen.name}{' (native)' if target == 'native' else ''}: {chosen.description}",
         "quantize": f"{format.name}: {format.description}" if format else "none: weights stay as they are",
+        "kv cache": kv_cache,
         "dims": options.show_dims(dims) or "as in the model",
         "output": output,
     }
@@ -94,6 +98,7 @@ def command(
             dims=dims or None,
             dump_ir=dump_ir,
             progress=compiling,
+            kv_cache=kv_cache,
             tune=tune,
             tune_seconds=budget,
             trials=trials,

@@ -12,7 +12,9 @@ import typer
 from llmc.cli.common import JsonFlag, human_bytes, one_line, print_json, print_pairs, print_table, stdout
 
 if TYPE_CHECKING:
-    from llmc.package.manifest import ArraySpec, Manifest
+    from llmc.package.manifest import ArraySpec, DecoderSpec, Manifest
+
+_LENGTH = 8192  # tokens at which the cache of a model without a limit is stated
 
 
 def command(
@@ -59,11 +61,22 @@ def _facts(manifest: Manifest, path: Path) -> dict[str, object]:
         "model": f"decoder, {decoder.n_layers} layers, vocabulary {decoder.vocab_size}"
         if decoder
         else "plain function",
+        **({"cache": _cache(decoder)} if decoder else {}),
         "symbols": ", ".join(f"{s} {low}..{'' if high is None else high}" for s, (low, high) in symbols.items())
         or "none",
         "quantised": one_line(manifest.quantization) or "no",
         "accuracy": one_line(manifest.accuracy) or "not checked",
     }
+
+
+def _cache(decoder: DecoderSpec) -> str:
+    """What a session's cache holds, and how much memory it takes."""
+    longest = decoder.max_length or _LENGTH
+    a_token = decoder.cache_bytes(longest) / longest
+    return (
+        f"{decoder.kv_cache}, {human_bytes(round(a_token))} a token, "
+        f"{human_bytes(decoder.cache_bytes(longest))} at {longest} tokens"
+    )
 
 
 def _without_caches(arrays: tuple[ArraySpec, ...]) -> list[ArraySpec]:

@@ -18,7 +18,7 @@ class ArtifactEngine(Engine):
             self.session = self.model.session()
 
     def call(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self.model.functions["main"](inputs)
+        return self.model.main(inputs)
 
     def reset(self) -> None:
         self.session.reset()

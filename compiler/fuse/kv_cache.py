@@ -2,7 +2,7 @@
 
 `step` computes the logits of every position, `step_last` of the last one only, `decode` of a single token of
 one sequence. All take kv_len [B]: how many tokens each cache holds after the step. A session never pads, so the padding
-mask is gone, and with it the mask input.
+mask is gone, and with it the mask input. Caches are float32, or rounded (`schedules.attention.kv_format`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmc.graph import LLMC, Dim, Editor, Graph, Node, TensorType, as_dim, prune, same_dim
+from llmc.schedules.attention.kv_format import KVCache
+from llmc.schedules.attention.workloads import cache_arguments
 from llmc.tvm_shim import Analyzer, substitute, tirx
 
-BLOCK = 64  # keys that lie side by side in a cache block
 POSITIONS, KV_LEN = "position_ids", "kv_len"
+_KINDS = ("k_cache", "v_cache", "kv_planes")
 
 
 @dataclass(frozen=True)
@@ -24,50 +26,54 @@ class Decoder:
     """The session functions of a decoder, and what the session must know of them."""
 
     functions: Mapping[str, Graph]
-    caches: tuple[tuple[str, str], ...]  # names of each layer's key and value cache
+    caches: tuple[tuple[str, ...], ...]  # names of each layer's key and value cache, and of its scales where rounded
     n_kv_heads: int
     head_dim: int
     vocab_size: int
+    kv_cache: KVCache
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.functions.values()))
 
 
-def decoder_of(graph: Graph) -> Decoder | None:
-    """Session functions of a fused decoder; None where the graph is none."""
+def decoder_of(graph: Graph, kv_cache: KVCache = "float32") -> Decoder | None:
+    """Session functions of a fused decoder, whose caches hold `kv_cache`; None where the graph is none."""
     layers = [n for n in graph.nodes if n.op == "Attention" and n.domain == LLMC]
     pasts = {name for n in layers for name in n.inputs[3:5]}
     logits = [o for o in graph.outputs if o not in {p for n in layers for p in n.outputs[1:]}]
     ids = [i for i in graph.inputs if i not in pasts and graph.types[i].dtype == "int64"]
     if not layers or not pasts <= set(graph.inputs) or len(logits) != 1 or "input_ids" not in ids:
         return None
-    step, caches = _with_caches(graph, layers, logits[0])
+    step, caches = _with_caches(graph, layers, logits[0], kv_cache)
     known = {"input_ids", POSITIONS, KV_LEN, *(name for pair in caches for name in pair)}
     if not set(step.inputs) <= known:
         return None
     vocab = graph.types[logits[0]].shape[-1]
     attrs = layers[0].attrs
     functions = {"step": step, "step_last": _last_only(step, logits[0]), "decode": _single(step)}
-    return Decoder(functions, caches, attrs["n_kv_heads"], attrs["head_dim"], int(vocab))
+    return Decoder(functions, caches, attrs["n_kv_heads"], attrs["head_dim"], int(vocab), kv_cache)
 
 
-def _with_caches(graph: Graph, layers: list[Node], logits: str) -> tuple[Graph, tuple[tuple[str, str], ...]]:
+def _with_caches(
+    graph: Graph, layers: list[Node], logits: str, kv_cache: KVCache
+) -> tuple[Graph, tuple[tuple[str, ...], ...]]:
     B, S = graph.types["input_ids"].shape
-    blocks, capacity = tirx.Var("blocks", "int64"), tirx.Var("capacity", "int64")
+    symbols = {"B": B, "blocks": tirx.Var("blocks", "int64"), "capacity": tirx.Var("capacity", "int64")}
     edit = Editor(replace(graph, outputs=(logits,)))
     edit.types[KV_LEN] = TensorType((B,), "int64")
     caches = []
     for i, node in enumerate(layers):
         KV, D = node.attrs["n_kv_heads"], node.attrs["head_dim"]
-        names = f"k_cache.{i}", f"v_cache.{i}"
-        edit.types[names[0]] = TensorType((B, KV, blocks, D, BLOCK), "float32")
-        edit.types[names[1]] = TensorType((B, KV, capacity, D), "float32")
-        caches.append(names)
-        inputs = (*node.inputs[:3], *names, *node.inputs[5:7], KV_LEN, "", node.inputs[9])
+        names = []
+        for kind, arg in zip(_KINDS, cache_arguments(kv_cache, KV, D, "blocks", "capacity"), strict=False):
+            names.append(f"{kind}.{i}")
+            shape = tuple(symbols[d] if isinstance(d, str) else d for d in arg.shape)
+            edit.types[names[-1]] = TensorType(shape, arg.dtype)
+        caches.append(tuple(names))
+        inputs = (*node.inputs[:3], *names[:2], *node.inputs[5:7], KV_LEN, "", node.inputs[9], *names[2:])
         edit.remove(node)
-        edit.add(
-            replace(node, inputs=inputs, outputs=(node.outputs[0], "", ""), attrs={**node.attrs, "in_place": True})
-        )
+        attrs = {**node.attrs, "in_place": True, "kv_cache": kv_cache}
+        edit.add(replace(node, inputs=inputs, outputs=(node.outputs[0], "", ""), attrs=attrs))
     for node in list(edit.nodes.values()):
         if node.op == "Positions" and node.domain == LLMC and same_dim(node.attrs["length"], S):
             edit.types[POSITIONS] = TensorType((B, S), "int64")

@@ -24,6 +24,12 @@ def numpy_dtype(name: str) -> np.dtype:
         return np.dtype(getattr(ml_dtypes, name))
 
 
+def carrier(dtype: np.dtype) -> str:
+    """The type that compiled code gives an array's elements: uint8 where it knows their bits alone, as of all types of
+    a byte or less that numpy itself does not have."""
+    return dtype.name if dtype.itemsize > 1 or dtype.type.__module__ == "numpy" else "uint8"
+
+
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
     """Zeros at a 64-byte boundary. Large ones come zeroed from the kernel and cost memory only where written."""
     dtype = np.dtype(dtype)
@@ -66,17 +72,18 @@ def view(memory: Any, dtype: str, shape: tuple[int, ...]) -> Any:
 def to_tensor(array: np.ndarray) -> Any:
     """A tensor that shares the memory of a contiguous, writable array of any dtype."""
     if array.size == 0:  # numpy gives empty arrays strides of 0, which kernels refuse as not compact
-        return view(tvm_ffi.from_dlpack(aligned_zeros((ALIGN,), np.uint8)), array.dtype.name, array.shape)
+        return view(tvm_ffi.from_dlpack(aligned_zeros((ALIGN,), np.uint8)), carrier(array.dtype), array.shape)
     if array.dtype.isbuiltin == 1:
         return tvm_ffi.from_dlpack(array)
-    return view(tvm_ffi.from_dlpack(array.reshape(-1).view(np.uint8)), array.dtype.name, array.shape)
+    return view(tvm_ffi.from_dlpack(array.reshape(-1).view(np.uint8)), carrier(array.dtype), array.shape)
 
 
-def to_numpy(tensor: Any) -> np.ndarray:
-    """An array that shares the memory of a tensor of any dtype."""
+def to_numpy(tensor: Any, dtype: str = "") -> np.ndarray:
+    """An array that shares the memory of a tensor of any dtype; `dtype` is that of what the tensor's bytes carry."""
     try:
-        return np.from_dlpack(tensor)
+        array = np.from_dlpack(tensor)
+        return array.view(numpy_dtype(dtype)) if dtype and array.dtype.name != dtype else array
     except (BufferError, RuntimeError):  # a dtype that numpy does not know
-        shape, dtype = tuple(tensor.shape), numpy_dtype(str(tensor.dtype))
-        raw = np.from_dlpack(view(tensor, "uint8", (math.prod(shape) * dtype.itemsize,)))
-        return raw.view(dtype).reshape(shape)
+        shape, element = tuple(tensor.shape), numpy_dtype(str(tensor.dtype))
+        raw = np.from_dlpack(view(tensor, "uint8", (math.prod(shape) * element.itemsize,)))
+        return raw.view(element).reshape(shape)

@@ -31,8 +31,7 @@ class Function:
         """Raises InputError if `inputs` are not those that the function takes."""
         result = self.run(self.arguments(to_tensor(aligned(array)) for array in bind(self.spec, inputs)))
         tensors = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
-        names = [spec.name for spec in self.spec.outputs]
-        return dict(zip(names, map(to_numpy, tensors), strict=True))
+        return {spec.name: to_numpy(t, spec.dtype) for spec, t in zip(self.spec.outputs, tensors, strict=True)}
 
     def arguments(self, inputs: Iterable[Any]) -> tuple[Any, ...]:
         """What `run` takes: the runtime's tensors of all inputs, then the weights, then workspaces made anew."""
@@ -108,11 +107,19 @@ class Model:
     def main(self) -> Function:
         """The model's plain signature. Raises ArtifactError if it has none."""
         if "main" not in self.functions:
-            raise ArtifactError("has no function main: use a session", where=str(self.artifact.path))
+            decoder = self.manifest.decoder
+            what = f"keeps its cache in {decoder.kv_cache}, and has" if decoder else "has"
+            raise ArtifactError(
+                f"{what} no plain signature with past and present as arrays",
+                where=str(self.artifact.path),
+                hint="use a session: model.session(), or llmc generate",
+            )
         return self.functions["main"]
 
     def __repr__(self) -> str:
         def lines(arrays: tuple[ArraySpec, ...]) -> str:
             return ", ".join(f"{a.name}: {describe(a)}" for a in arrays)
 
+        if "main" not in self.functions:
+            return f"Model({self.artifact.path}: sessions only)"
         return f"Model({self.artifact.path}: {lines(self.inputs)} -> {lines(self.outputs)})"

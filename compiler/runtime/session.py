@@ -46,10 +46,10 @@ class Session:
             raise InputError(f"batch is {batch}; it must be at least 1")
         self.model, self.decoder, self.batch = model, decoder, batch
         self.length = 0
-        self._block = math.lcm(*(int(cache.k.shape[4]) for cache in decoder.caches))
+        self._block = math.lcm(*(cache.block for cache in decoder.caches))
         self._kv_len = aligned_zeros((batch,), np.int64)
         self._capacity = 0
-        self._caches: list[np.ndarray] = []  # k, v of each layer
+        self._caches: list[np.ndarray] = []  # k, v (and planes, where they are rounded) of each layer
         self._single_calls: dict[str, _Call] = {}  # by function
         self._resize(self._limit(_FIRST_CAPACITY))
 
@@ -186,7 +186,7 @@ class Session:
         self._capacity = capacity
 
     def _buffers(self, capacity: int) -> Iterator[tuple[BufferSpec, int]]:
-        """Each cache buffer, and the size of its third dimension: blocks of keys, or values."""
+        """Each cache buffer, and the size of its third dimension: blocks, or tokens."""
         for cache in self.decoder.caches:
-            yield cache.k, capacity // int(cache.k.shape[4])
-            yield cache.v, capacity
+            for buffer in cache.buffers:
+                yield buffer, capacity // (cache.block if buffer.shape[2] == cache.k.shape[2] else 1)

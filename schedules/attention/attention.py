@@ -69,8 +69,8 @@ class Attention(Template):
         return reference.attention(workload, inputs)
 
     def work(self, workload: AttentionWorkload, dims: Mapping[str, int]) -> Work:
-        """dims: B, S, CB, C, T (with biases); every sequence is taken to be C keys long."""
-        w, S, C = workload, dims["S"], dims["C"]
+        """dims: B, S, CB, C, T (with biases); every sequence is taken to be C keys long, without C all blocks."""
+        w, S, C = workload, dims["S"], dims.get("C", dims["CB"] * BLOCK)
         seen = [(C - S + i + 1 if w.causal else C) for i in range(S)]
         if w.window:
             seen = [min(n, w.window) for n in seen]

@@ -6,25 +6,50 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from llmc.schedules.attention.kv_format import FORMATS, quantise
 from llmc.schedules.attention.layout import BLOCK
+from llmc.schedules.attention.reference import pack_cache
 from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
 from llmc.schedules.base import Arrays, example
 
 
 def attention_inputs(w: AttentionWorkload, dims: Mapping[str, int], rng: np.random.Generator) -> Arrays:
-    """The first sequence fills the cache of C keys, each of the others is 13 keys shorter than the one before."""
+    """The first sequence fills the cache of C keys, each of the others is 13 keys shorter than the one before.
+
+    Without C, which only float32 caches have, all blocks are full.
+    """
     inputs = {arg.name: example(arg, dims, rng) for arg in w.inputs()}
-    lengths = dims["C"] - 13 * np.arange(dims["B"])
-    return inputs | {"kv_len": np.maximum(lengths, min(dims["S"], dims["C"]))}
+    if w.kv_cache != "float32":
+        inputs |= rounded_cache(w, dims, rng)
+    keys = dims.get("C", dims["CB"] * BLOCK)
+    return inputs | {"kv_len": np.maximum(keys - 13 * np.arange(dims["B"]), min(dims["S"], keys))}
+
+
+def rounded_cache(w: AttentionWorkload, dims: Mapping[str, int], rng: np.random.Generator) -> Arrays:
+    """kp, v and planes of random keys and values."""
+    format, found, planes = FORMATS[w.kv_cache], {}, []
+    for name, values in (("kp", False), ("v", True)):
+        x = rng.standard_normal((dims["B"], w.n_kv_heads, dims["CB"] * BLOCK, w.head_dim), np.float32)
+        found[name], half = pack_cache(*quantise(x, format), format, values)
+        planes.append(half)
+    return found | {"planes": np.ascontiguousarray(np.concatenate(planes, axis=3))}
 
 
 def append_inputs(w: KVAppendWorkload, dims: Mapping[str, int], rng: np.random.Generator) -> Arrays:
-    """In place, the first sequence ends 5 positions before the cache does, each of the others 3 earlier."""
+    """In place, the first sequence ends 5 positions before the cache does, each of the others 3 earlier.
+
+    What is to be rounded is a multiple of a small power of two, and so is its rotation: no order of operations moves it
+    across the middle between two codes.
+    """
     sizes = dict(dims) | ({"C": dims["CB"] * BLOCK} if w.in_place else {})
     inputs = {arg.name: example(arg, sizes, rng) for arg in w.inputs()}
     if w.in_place:
         lengths = sizes["C"] - 5 - 3 * np.arange(dims["B"])
         inputs["kv_len"] = np.maximum(lengths, min(dims["S"], sizes["C"]))
+    if w.kv_cache != "float32":
+        inputs |= {
+            name: np.round(x * 16) / 16 for name, x in inputs.items() if x.dtype == np.float32 and name != "planes"
+        }
     return inputs
 
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
+from llmc.schedules.attention.cache import cache_of
 from llmc.schedules.attention.layout import BLOCK, fill, span, vectors
 from llmc.schedules.attention.workloads import AttentionWorkload
 from llmc.targets.intrinsics import Reg, Simd
@@ -27,7 +27,6 @@ from llmc.tvm_shim import T
 LOG2E = 1 / math.log(2)
 FLOOR = -1e30  # first maximum of every row; scores below count as masked
 MASKED = -3e38
-LINE = 16  # float32 in a cache line
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,13 @@ class Flash:
     """One task: up to `max_rows` stacked rows of key head `kv` of batch `b`, over a range of key blocks.
 
     Scratch: acc [rows, D] sums of weighted values, top [rows] maxima, total [rows, lanes] sums of weights by lane.
-    `ahead` prefetches what is read next: worth it where keys and values stream from memory and serve few rows.
+    `ahead` has the cache prefetch what is read next.
     """
 
     def __init__(
         self, call: Call, b: Any, kv: Any, row0: Any, count: Any, max_rows: int, MR: int, NR: int, ahead: bool = False
     ) -> None:
-        self.ahead = ahead
+        self.cache = cache_of(call, b, kv, ahead)
         self.call, self.w, self.simd = call, call.w, call.simd
         self.b, self.kv, self.row0, self.count = b, kv, row0, count
         lanes = self.simd.lanes
@@ -100,8 +99,10 @@ class Flash:
             block = T.bind(first + i)
             key0 = T.bind(block * BLOCK)
             tile0 = self.first_tile(key0)
+            self.cache.open_keys(block)
             self.scores(block, key0, tile0)
             self.decays()
+            self.cache.open_values(block)
             self.values(key0, tile0)
 
     def prepare(self) -> None:
@@ -155,7 +156,7 @@ class Flash:
 
     def score_tile(self, block: Any, tile: Any, column: Any, columns: Any) -> None:
         """p := q k^T for MR rows and NR registers of keys from `column` on."""
-        simd, keys = self.simd, self.call.buffers["kp"]
+        simd = self.simd
         at = [T.bind(column + n * simd.lanes) for n in range(self.NR)]
         rows = [tile * self.MR + m for m in range(self.MR)]
         with T.If(columns > at[0]):
@@ -164,11 +165,9 @@ class Flash:
                 for s in score.values():
                     s.v = simd.f32(0)
                 with T.serial(0, self.w.head_dim) as d:
-                    if self.ahead:
-                        self.fetch_values(block, d)
+                    self.cache.fetch_values(block, d)
                     for (m, n), s in score.items():
-                        key = keys[self.b, self.kv, block, d, simd.span(at[n])]
-                        s.v = simd.fma(key, simd.splat(self.q[rows[m], d]), s.v)
+                        s.v = simd.fma(self.cache.key(block, d, at[n]), simd.splat(self.q[rows[m], d]), s.v)
                 for (m, n), s in score.items():
                     T.buffer_store(self.p, s.v, [rows[m], simd.span(at[n])])
             with T.Else():
@@ -272,19 +271,6 @@ class Flash:
         total = simd.fma(self.total[i, simd.span(0)], simd.splat(self.decay[i]), added)
         T.buffer_store(self.total, total, [i, simd.span(0)])
 
-    def fetch_values(self, block: Any, d: Any) -> None:
-        """In step d of the scores, ask for the d-th part of the block's values: they are next."""
-        for column in range(0, BLOCK, LINE):
-            at = d * BLOCK + column
-            row = block * BLOCK + at // self.w.head_dim
-            self.simd.prefetch(self.call.buffers["v"][self.b, self.kv, row, at % self.w.head_dim])
-
-    def fetch_keys(self, block: Any, k: Any) -> None:
-        """In step k of the values, ask for the k-th part of the next block's keys."""
-        rows = -(-self.w.head_dim // BLOCK)
-        for r, column in product(range(rows), range(0, BLOCK, LINE)):
-            self.simd.prefetch(self.call.buffers["kp"][self.b, self.kv, block, k * rows + r, column])
-
     def value_tile(self, tile: Any, key0: Any, columns: Any, vectors_: range) -> None:
         simd, n = self.simd, self.width
         out = {(m, j): Reg(n) for m in range(self.MR) for j in vectors_}
@@ -292,10 +278,10 @@ class Flash:
         for (m, j), o in out.items():
             o.v = self.acc[rows[m], simd.span(j * n, n)] * simd.splat(self.decay[rows[m]], n)
         with T.serial(0, columns) as k:
-            if self.ahead and vectors_.start == 0:
-                self.fetch_keys(key0 // BLOCK + 1, k)
+            if vectors_.start == 0:
+                self.cache.fetch_keys(key0 // BLOCK + 1, k)
             for (m, j), o in out.items():
-                v = self.call.buffers["v"][self.b, self.kv, key0 + k, simd.span(self.starts[j], n)]
+                v = self.cache.value(key0, k, self.starts[j], n)
                 o.v = simd.fma(v, simd.splat(self.p[rows[m], k], n), o.v, n)
         for (m, j), o in out.items():
             T.buffer_store(self.acc, o.v, [rows[m], simd.span(j * n, n)])

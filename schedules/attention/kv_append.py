@@ -2,6 +2,7 @@
 
 Queries are one pass over tokens; keys and values one pass over blocks of 64 positions, so that no two threads write
 the same cache line of the packed keys. A block of the functional form is past, then new tokens, then zeros.
+Where the cache is rounded, so is each token as it enters (`rounding`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from llmc.schedules.attention import examples, reference
+from llmc.schedules.attention.kv_format import FORMATS
 from llmc.schedules.attention.layout import BLOCK, distribute, parameters, span, vectors
+from llmc.schedules.attention.rounding import Rounding
 from llmc.schedules.attention.workloads import KVAppendWorkload
 from llmc.schedules.base import Arrays, Config, Space, Template, Work, Workload
 from llmc.targets.base import Target
@@ -50,9 +53,11 @@ class KVAppend(Template):
         w = workload
         new = dims["B"] * dims["S"] * w.head_dim
         old = dims["B"] * dims.get("P", 0) * w.head_dim * w.n_kv_heads
-        moved = new * (4 * w.n_kv_heads + (2 * w.n_heads if w.rope else 0)) + 4 * old
-        copies = (new * w.n_kv_heads + old) if w.present else 0
-        return Work(ops=3 * new * (w.n_heads + w.n_kv_heads) if w.rope else 0, bytes=4 * (moved + copies))
+        kept = 4 if w.kv_cache == "float32" else FORMATS[w.kv_cache].bits / 8  # bytes of a number in the cache
+        moved: float = 4 * new * (2 * w.n_kv_heads + (2 * w.n_heads if w.rope else 0)) + 16 * old
+        moved += kept * 2 * new * w.n_kv_heads
+        copies = 4 * (new * w.n_kv_heads + old) if w.present else 0
+        return Work(ops=3 * new * (w.n_heads + w.n_kv_heads) if w.rope else 0, bytes=moved + copies)
 
     def example_inputs(self, workload: KVAppendWorkload, dims: Mapping[str, int], rng: np.random.Generator) -> Arrays:
         return examples.append_inputs(workload, dims, rng)
@@ -65,7 +70,8 @@ class _Kernel:
     """One kernel under construction: what the pieces of its body share."""
 
     def __init__(self, workload: KVAppendWorkload, target: Target) -> None:
-        self.w, self.lanes = workload, Simd(target).lanes
+        self.w, self.simd = workload, Simd(target)
+        self.lanes = self.simd.lanes
 
     def build(self, serial_tokens: int) -> Any:
         w = self.w
@@ -74,6 +80,7 @@ class _Kernel:
                 T.func_name("kv_append")
                 T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
                 self.buffers, symbols = parameters(w.inputs() + w.outputs())
+                self.rounding = Rounding(w, self.simd, self.buffers) if w.kv_cache != "float32" else None
                 B, S = symbols["B"], symbols["S"]
                 self.S = S
                 self.past = symbols["P"] if w.past else T.int64(0)
@@ -124,7 +131,10 @@ class _Kernel:
         left = T.bind(first - low if w.in_place else T.int64(0))
         right = T.bind(T.min(high, end) - low if w.in_place else T.int64(BLOCK))
         with T.serial(0, D) as d, T.serial(0, T.max(right - left, T.int64(0))) as p:
-            T.buffer_store(self.buffers["kp"], rows[left + p, d], [b, kv, at, d, left + p])
+            if self.rounding:
+                self.rounding.put_key(rows[left + p, d], [b, kv, at], d, left + p)
+            else:
+                T.buffer_store(self.buffers["kp"], rows[left + p, d], [b, kv, at, d, left + p])
 
     def copy_past(self, b: Any, kv: Any, position: Any, rows: Any, row: Any) -> None:
         for n, c in self.cover(self.w.head_dim):
@@ -152,6 +162,10 @@ class _Kernel:
             T.buffer_store(rows, x, [row, span(c, n, stride)])
 
         self.rotated(b, s, load, store)
+        if self.rounding:
+            self.rounding.round_key(rows, [b, kv, position // BLOCK], row)
+            self.rounding.put_value(lambda c, n: v[b, s, span(v_at + c, n)], [b, kv, position // BLOCK], row)
+            return
         for n, c in self.cover(D):
             T.buffer_store(self.buffers["v"], v[b, s, span(v_at + c, n)], [b, kv, position, span(c, n)])
             if w.present:

@@ -72,5 +72,10 @@ def distribute(tasks: Any, serial: Any, body: Callable[[Any], None]) -> None:
 
 
 def size_in_bytes(args: Iterable[Arg], dims: Mapping[str, int]) -> int:
-    """Bytes of float32 buffers of these shapes, symbols bound to `dims`."""
-    return sum(4 * int(np.prod([dims[d] if isinstance(d, str) else d for d in arg.shape])) for arg in args)
+    """Bytes of buffers of these shapes, symbols bound to `dims`."""
+
+    def size(arg: Arg) -> int:
+        count = np.prod([dims[d] if isinstance(d, str) else d for d in arg.shape])
+        return int(count) * np.dtype(arg.dtype).itemsize
+
+    return sum(map(size, args))

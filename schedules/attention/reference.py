@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from llmc.schedules.attention.kv_format import FORMATS, KVFormat, dequantise, pack, quantise, unpack
 from llmc.schedules.attention.layout import BLOCK, pack_keys
 from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
 from llmc.schedules.base import Arrays
@@ -17,6 +18,37 @@ def unpack_keys(kp: np.ndarray) -> np.ndarray:
     """[B, KV, CB, D, 64] -> [B, KV, CB*64, D]."""
     B, KV, CB, D, _ = kp.shape
     return kp.swapaxes(3, 4).reshape(B, KV, CB * BLOCK, D)
+
+
+def pack_cache(codes: np.ndarray, planes: np.ndarray, format: KVFormat, values: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and planes [B, KV, CB*64, D | rows/2] as they lie in kp or v, and in their half of planes."""
+    B, KV, L, D = codes.shape
+    blocks = pack(codes.reshape(B, KV, L // BLOCK, BLOCK, D), format)
+    if not values:
+        blocks = blocks.swapaxes(3, 4)
+    return np.ascontiguousarray(blocks), planes.reshape(B, KV, L // BLOCK, BLOCK, -1).swapaxes(3, 4)
+
+
+def unpack_cache(
+    packed: np.ndarray, planes: np.ndarray, format: KVFormat, values: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse of `pack_cache`; `planes` are those of keys and values."""
+    B, KV, CB = packed.shape[:3]
+    codes = unpack(packed if values else packed.swapaxes(3, 4), format)
+    half = planes[:, :, :, planes.shape[3] // 2 :] if values else planes[:, :, :, : planes.shape[3] // 2]
+    return codes.reshape(B, KV, CB * BLOCK, -1).copy(), half.swapaxes(3, 4).reshape(B, KV, CB * BLOCK, -1).copy()
+
+
+def cached(kv_cache: str, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values [B, KV, L, D] float64 of a cache of any format."""
+    if kv_cache == "float32":
+        return unpack_keys(inputs["kp"]).astype(np.float64), inputs["v"].astype(np.float64)
+    format = FORMATS[kv_cache]
+    k, v = (
+        dequantise(*unpack_cache(inputs[name], inputs["planes"], format, values), format)
+        for name, values in (("kp", False), ("v", True))
+    )
+    return k, v
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool) -> np.ndarray:
@@ -47,6 +79,8 @@ def kv_append(w: KVAppendWorkload, inputs: Mapping[str, np.ndarray]) -> Arrays:
         out["q"] = rotate(q.reshape(B, S, H, D), inputs["cos"], inputs["sin"], w.interleaved).reshape(B, S, H * D)
         k = rotate(k, inputs["cos"], inputs["sin"], w.interleaved)
     k = k.swapaxes(1, 2)
+    if w.kv_cache != "float32":
+        return out | _append_rounded(w, inputs, k, v)
     if w.in_place:
         keys, values = unpack_keys(inputs["kp"]).astype(np.float64), inputs["v"].astype(np.float64)
         for b, length in enumerate(inputs["kv_len"]):
@@ -61,12 +95,27 @@ def kv_append(w: KVAppendWorkload, inputs: Mapping[str, np.ndarray]) -> Arrays:
     return out | {"present_k": k} if w.present else out
 
 
+def _append_rounded(w: KVAppendWorkload, inputs: Mapping[str, np.ndarray], k: np.ndarray, v: np.ndarray) -> Arrays:
+    """kp, v and planes after new keys and values [B, KV, S, D] have entered."""
+    format, S, found, planes = FORMATS[w.kv_cache], k.shape[2], {}, []
+    for name, x, values in (("kp", k, False), ("v", v, True)):
+        codes, scales = unpack_cache(inputs[name], inputs["planes"], format, values)
+        new = quantise(x, format)
+        for b, length in enumerate(inputs["kv_len"]):
+            to = slice(max(0, length - S), length)
+            for old, part in zip((codes, scales), new, strict=True):
+                old[b, :, to] = part[b, :, max(0, S - length) :]
+        found[name], half = pack_cache(codes, scales, format, values)
+        planes.append(half)
+    return found | {"planes": np.concatenate(planes, axis=3)}
+
+
 def attention(w: AttentionWorkload, inputs: Mapping[str, np.ndarray]) -> Arrays:
     """out [B, S, H*D]."""
     H, D = w.n_heads, w.head_dim
     q = inputs["q"][..., : H * D].astype(np.float64)
     B, S = q.shape[:2]
-    keys, values = unpack_keys(inputs["kp"]).astype(np.float64), inputs["v"].astype(np.float64)
+    keys, values = cached(w.kv_cache, inputs)
     out = np.zeros((B, S, H, D))
     for b, length in enumerate(inputs["kv_len"]):
         for h in range(H):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmc.errors import KernelError
+from llmc.schedules.attention.kv_format import FORMATS, KVCache
 from llmc.schedules.attention.layout import BLOCK
 from llmc.schedules.base import Arg, Workload
 
@@ -12,7 +13,26 @@ F32 = "float32"
 
 
 @dataclass(frozen=True)
-class KVAppendWorkload(Workload):
+class _OnCache(Workload):
+    """What works on a cache, of float32 or rounded (`kv_format`)."""
+
+    def key(self) -> str:
+        """Without the cache's format where that is float32: so it stood in records before there were others."""
+        return super().key().replace("kv_cache=float32,", "")
+
+
+def cache_arguments(kv_cache: KVCache, KV: int, D: int, blocks: str, length: str) -> tuple[Arg, ...]:
+    """The buffers of a cache of KV heads of D dimensions; `blocks` and `length` name its symbolic dimensions."""
+    if kv_cache == "float32":
+        return Arg("kp", ("B", KV, blocks, D, BLOCK), F32), Arg("v", ("B", KV, length, D), F32)
+    format = FORMATS[kv_cache]
+    shapes = format.shapes(D)
+    dtypes = {"kp": format.dtype, "v": format.dtype, "planes": format.planes}
+    return tuple(Arg(name, ("B", KV, blocks, *shape), dtypes[name]) for name, shape in shapes.items())
+
+
+@dataclass(frozen=True)
+class KVAppendWorkload(_OnCache):
     """Rotate queries and keys, and put keys and values where attention reads them.
 
     Inputs: qkv [B, S, (H+2KV)*D] if `packed_qkv`, else q [B, S, H*D] (only with rope), k and v [B, S, KV*D]; with
@@ -25,6 +45,9 @@ class KVAppendWorkload(Workload):
     Output q [B, S, H*D] exists with `rope` only: without it queries stay as they are, and attention reads them where
     they lie (AttentionWorkload.q_packed). `rotary_dim` is how many leading dimensions of a head rotate, 0 for all;
     `interleaved` rotates pairs (2i, 2i+1) instead of (i, i + rotary_dim/2).
+
+    Another `kv_cache` than float32 exists in place only: kp, v and planes as `kv_format` says come first and are
+    written.
     """
 
     n_heads: int
@@ -37,8 +60,11 @@ class KVAppendWorkload(Workload):
     in_place: bool = False
     present: bool = False
     rotary_dim: int = 0
+    kv_cache: KVCache = "float32"
 
     def __post_init__(self) -> None:
+        if self.kv_cache != "float32" and not self.in_place:
+            raise KernelError(f"a cache in {self.kv_cache} is appended to in place only")
         if self.in_place and (self.past or self.present):
             raise KernelError("an in-place append has no past and no present: the cache is both")
         if self.rotary % 2 or self.rotary > self.head_dim:
@@ -49,13 +75,9 @@ class KVAppendWorkload(Workload):
         """Dimensions of a head that rotate."""
         return (self.rotary_dim or self.head_dim) if self.rope else 0
 
-    def _keys(self, blocks: str, length: str) -> tuple[Arg, Arg]:
-        KV, D = self.n_kv_heads, self.head_dim
-        return Arg("kp", ("B", KV, blocks, D, BLOCK), F32), Arg("v", ("B", KV, length, D), F32)
-
     def inputs(self) -> tuple[Arg, ...]:
         H, KV, D = self.n_heads, self.n_kv_heads, self.head_dim
-        args: list[Arg] = list(self._keys("CB", "C")) if self.in_place else []
+        args = list(cache_arguments(self.kv_cache, KV, D, "CB", "C")) if self.in_place else []
         if self.packed_qkv:
             args.append(Arg("qkv", ("B", "S", (H + 2 * KV) * D), F32))
         else:
@@ -72,18 +94,19 @@ class KVAppendWorkload(Workload):
     def outputs(self) -> tuple[Arg, ...]:
         args = [Arg("q", ("B", "S", self.n_heads * self.head_dim), F32)] if self.rope else []
         if not self.in_place:
-            args += self._keys("blocks", "total")
+            args += cache_arguments(self.kv_cache, self.n_kv_heads, self.head_dim, "blocks", "total")
         if self.present:
             args.append(Arg("present_k", ("B", self.n_kv_heads, "total", self.head_dim), F32))
         return tuple(args)
 
 
 @dataclass(frozen=True)
-class AttentionWorkload(Workload):
+class AttentionWorkload(_OnCache):
     """out = softmax(scale * q k^T, softcapped, + biases, masked) v, over a packed key cache.
 
     Inputs: q [B, S, H*D], or with `q_packed` qkv [B, S, (H+2KV)*D] of which the first H*D columns are read;
-    kp [B, KV, CB, D, 64]; v [B, KV, C, D]; kv_len [B] int64; with `key_bias` key_bias [B, T]; with `bias` bias
+    kp [B, KV, CB, D, 64] and v [B, KV, C, D], or kp, v and planes as `kv_format` says for another `kv_cache` than
+    float32; kv_len [B] int64; with `key_bias` key_bias [B, T]; with `bias` bias
     [B|1, H|1, S|1, T], full where `bias_batch`, `bias_heads`, `bias_rows`. Output: out [B, S, H*D].
 
     Query row i of batch b stands at position kv_len[b]-S+i. It sees keys j < kv_len[b]; if `causal` only those up to
@@ -105,6 +128,7 @@ class AttentionWorkload(Workload):
     bias_heads: bool = False
     bias_rows: bool = False
     q_packed: bool = False
+    kv_cache: KVCache = "float32"
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -119,8 +143,7 @@ class AttentionWorkload(Workload):
         H, KV, D = self.n_heads, self.n_kv_heads, self.head_dim
         args = [
             Arg("q", ("B", "S", (H + 2 * KV) * D if self.q_packed else H * D), F32),
-            Arg("kp", ("B", KV, "CB", D, BLOCK), F32),
-            Arg("v", ("B", KV, "C", D), F32),
+            *cache_arguments(self.kv_cache, KV, D, "CB", "C"),
             Arg("kv_len", ("B",), "int64"),
         ]
         if self.key_bias:
