@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmc.legalize import LEGALIZE
+from llmc.order import define_symbols_first
 from llmc.targets.base import Target
 from llmc.tvm_shim import IRModule, PrimFunc, Schedule, TvmTarget, relax, tirx, tvm, tvm_ffi
 
@@ -41,6 +42,7 @@ def legalize_and_schedule(mod: IRModule, target: Target) -> IRModule:
                 relax.transform.DeadCodeElimination(),
             ]
         )(mod)
+        mod = define_symbols_first(mod)
         for name, func in mod.functions_items():
             if isinstance(func, PrimFunc) and not (func.attrs and func.attrs.get(SCHEDULED, False)):
                 mod[name] = schedule(func)

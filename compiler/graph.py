@@ -23,6 +23,15 @@ Constant: TypeAlias = np.ndarray | QuantizedWeight
 
 LLMC = "llmc"  # the domain of fused operators
 
+# Types of which compiled code holds the bits alone, a uint8 for each element, as ml_dtypes' arrays do.
+NARROW = frozenset(
+    {
+        *("int2", "uint2", "int4", "uint4", "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    }
+)
+CARRIER = "uint8"
+
 
 @dataclass(frozen=True)
 class TensorType:
@@ -30,6 +39,11 @@ class TensorType:
 
     shape: tuple[Dim, ...]
     dtype: str
+
+    @property
+    def carrier(self) -> str:
+        """The type of its elements in compiled code."""
+        return CARRIER if self.dtype in NARROW else self.dtype
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(dim_text, self.shape))}]"

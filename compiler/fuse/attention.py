@@ -36,6 +36,9 @@ def _standard(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
     past = node.input(4), node.input(5)
     if any(node.outputs[3:]) or node.input(6) or node.attrs.get("softmax_precision") not in (None, 1):
         return
+    windows = (node.attrs.get(f"{side}_window_size", -1) for side in ("left", "right"))
+    if edit.types[q].dtype != "float32" or any(w >= 0 for w in windows):
+        return
     four = rank(edit, q) == 4
     H, KV = (
         (edit.types[x].shape[1] for x in (q, k)) if four else (node.attrs["q_num_heads"], node.attrs["kv_num_heads"])
@@ -94,6 +97,8 @@ def _restore_heads(edit: Editor, flat: str, name: str, heads: int) -> None:
 # -- MatMul, Softmax, MatMul ------------------------------------------------------------------------------
 def _primitive(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
     if node.attrs.get("axis", -1) not in (-1, 3) or rank(edit, node.inputs[0]) != 4:
+        return
+    if edit.types[node.inputs[0]].dtype != "float32":
         return
     product = only_user(edit, node.outputs[0], "MatMul")
     if product is None or product.inputs[0] != node.outputs[0]:

@@ -27,6 +27,8 @@ def _group_query(edit: Editor, node: Node) -> None:
     H, KV = int(node.attrs["num_heads"]), int(node.attrs["kv_num_heads"])
     B, S, width = edit.types[qkv].shape
     unusual = any(node.input(i) for i in range(10, len(node.inputs))) or node.attrs.get("smooth_softmax", 0) == 1
+    unusual = unusual or not node.attrs.get("causal", 1) or bool(node.attrs.get("sliding_window_cache", 0))
+    unusual = unusual or edit.types[qkv].dtype != "float32"
     if unusual or not past_k or not isinstance(width, int) or any(node.outputs[3:]):
         return
     D = width // (H if k else H + 2 * KV)
@@ -82,7 +84,7 @@ def _multi_head(edit: Editor, node: Node) -> None:
     if len(node.inputs) < 3 or not all(node.inputs[:3]) or any(rank(edit, x) != 3 for x in node.inputs[:3]):
         return
     padding, bias = node.input(4), node.input(5)
-    if node.input(3) or any(node.inputs[6:]) or any(node.outputs[1:]):
+    if node.input(3) or any(node.inputs[6:]) or any(node.outputs[1:]) or edit.types[node.inputs[0]].dtype != "float32":
         return
     q, k, v = node.inputs[:3]
     H, width = int(node.attrs["num_heads"]), edit.types[q].shape[2]

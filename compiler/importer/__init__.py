@@ -9,6 +9,7 @@ from pathlib import Path
 from llmc.errors import ShapeError
 from llmc.graph import Dim, Graph, TensorType, as_dim
 from llmc.importer.reader import read_model
+from llmc.importer.sizes import check_sizes
 from llmc.importer.trace import trace_model
 from llmc.importer.types import Signature, read_signature
 from llmc.ops import RULES
@@ -24,7 +25,7 @@ def import_model(
     *,
     rules: Mapping[tuple[str, str], Rule] = RULES,
 ) -> Graph:
-    """Read an ONNX model (opset 11 to the newest of the installed onnx, com.microsoft, local functions).
+    """Read an ONNX model (opset 7 to the newest of the installed onnx, com.microsoft, local functions).
 
     `dims` fixes symbolic dimensions to numbers, or bounds them to (least, greatest). The graph is complete: every value
     has a type over the model's symbols (int64 variables named by dim_param), constants are views of the mapped files,
@@ -37,7 +38,7 @@ def import_model(
     signature = read_signature(model.inputs, dims or {})
     while True:  # ends: every round has one symbol less
         try:
-            return trace_model(model, signature, rules)
+            return check_sizes(trace_model(model, signature, rules))
         except Unify as found:
             signature = _replace_symbol(signature, found)
 

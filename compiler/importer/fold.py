@@ -21,13 +21,13 @@ _KEPT = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
 def may_fold(node: NodeProto, inputs: Sequence[np.ndarray | None], types: Sequence[TensorType] | None) -> bool:
-    """Are constants `inputs` and outputs of `types` small enough? None stands for types that depend on data."""
+    """Are constants `inputs` and outputs of `types` small enough? None stands for types that are not known."""
     if node.op_type in _KEPT or sum(x.nbytes for x in inputs if x is not None) > MAX_BYTES:
         return False
-    if types is None:
+    dims = [d for t in types or () for d in t.shape]
+    if types is None or not all(isinstance(d, int) for d in dims):
         return node.op_type in _BOUNDED
-    sizes = [math.prod(t.shape) for t in types]
-    return all(isinstance(size, int) and size * 8 <= MAX_BYTES for size in sizes)
+    return all(math.prod(t.shape) * 8 <= MAX_BYTES for t in types)
 
 
 def fold(node: NodeProto, version: int, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray] | None:

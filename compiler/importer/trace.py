@@ -1,8 +1,9 @@
 """One walk over a model's nodes that learns the type of every value, and so turns the model into a Graph.
 
 For each node, in this order: what only computes shapes becomes a shape value; what has a rule is run for its types,
-and folded if all of it is constant and small; calls of local functions, and operators that the standard defines by
-others, are opened. Whatever remains is collected, so that a user learns of every unsupported node at once.
+and folded if all of it is constant and small; calls of local functions, operators that the standard defines by
+others, and control flow are opened. Whatever remains is collected, so that a user learns of every unsupported node at
+once.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from onnx import AttributeProto, FunctionProto, NodeProto, helper
 
 from llmc.errors import LlmcError, ModelError, UnsupportedError
 from llmc.graph import LLMC, Graph, Node, TensorType, prune
+from llmc.importer.control import CONTROL, Refused, open_control
 from llmc.importer.fold import fold, may_fold
-from llmc.importer.functions import breach, default_attributes, has_standard_body, open_body, open_call, standard_body
-from llmc.importer.reader import MAX_NODES, Model, describe, domain_of, opset_versions, sorted_nodes
+from llmc.importer.functions import breach, default_attributes, has_standard_body, open_call, standard_body
+from llmc.importer.reader import MAX_NODES, Model, describe, domain_of, opset_versions
 from llmc.importer.tensors import ExternalData, load_tensor
 from llmc.importer.types import STRING, UNCOMPILED, Signature
 from llmc.importer.types_only import TypeBuilder
@@ -102,7 +104,7 @@ class _Trace:
             raise ModelError(f"value '{name}' is made twice")
         self.emitter.graph_types[name] = type_
         if type_.dtype not in UNCOMPILED:
-            self.emitter.exprs[name] = relax.Var(name, relax.TensorType(list(type_.shape), type_.dtype))
+            self.emitter.exprs[name] = relax.Var(name, relax.TensorType(list(type_.shape), type_.carrier))
 
     def _constant(self, name: str, array: np.ndarray) -> None:
         dtype = STRING if array.dtype.kind == "U" else array.dtype.name
@@ -116,13 +118,16 @@ class _Trace:
             return
         self._variable(name, TensorType(tuple(value.shape), dtype))
         self.emitter.values[name] = value
-        self.nodes.append(Node(SHAPE_VALUE, (), (name,), {"value": value}, LLMC, name))
+        measured = dict.fromkeys(
+            self.emitter.measured[s] for v in value.flat for s in symbols(v) if s in self.emitter.measured
+        )
+        self.nodes.append(Node(SHAPE_VALUE, tuple(measured), (name,), {"value": value}, LLMC, name))
 
     # -- nodes --------------------------------------------------------------------------------------------------
     def _visit(self, proto: NodeProto, scope: _Scope) -> None:
         self.visited += 1
         if self.visited > MAX_NODES:
-            raise ModelError(f"functions unfold into more than {MAX_NODES} nodes", where=self.model.name)
+            raise ModelError(f"functions and loops unfold into more than {MAX_NODES} nodes", where=self.model.name)
         self._check(proto, scope)
         node = self._node(proto, scope)
         if self.lost.intersection(node.inputs):
@@ -135,7 +140,7 @@ class _Trace:
         elif not (
             self._evaluate(node)
             or self._open_local(proto, node, scope)
-            or self._open_branch(proto, node, scope)
+            or self._open_control(node, scope)
             or self._run(proto, node, scope)
         ):
             self.lost.update(filter(None, node.outputs))
@@ -201,7 +206,7 @@ class _Trace:
                 node, scope, f"its operands do not fit: {(str(error).strip() or repr(error)).splitlines()[-1]}"
             )
         if not self._fold(proto, node, [t for t in types if t is not None]):
-            self.nodes.append(node)
+            self.nodes.append(self.emitter.remember(node))
         return True
 
     def _fold(self, proto: NodeProto, node: Node, types: list[TensorType] | None) -> bool:
@@ -243,21 +248,14 @@ class _Trace:
             self._visit(opened, inner)
         return True
 
-    def _open_branch(self, proto: NodeProto, node: Node, scope: _Scope) -> bool:
-        """An If whose condition is known is its branch."""
-        condition = self.emitter.value(node.input(0)) if node.op == "If" and not node.domain else None
-        if condition is None:
+    def _open_control(self, node: Node, scope: _Scope) -> bool:
+        """Is it control flow that stands for other nodes?"""
+        if node.domain or node.op not in CONTROL:
             return False
-        branch = node.attrs["then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"]
-        prefix = f"{node.outputs[0]}/"
-        for tensor in branch.initializer:
-            self._constant(prefix + tensor.name, load_tensor(tensor, self.model.external))
-        names = {t.name: prefix + t.name for t in branch.initializer}
-        known = {*self.emitter.graph_types, *names, *self.lost}
-        for opened in open_body(sorted_nodes(branch.node, known), names, {}, prefix):
-            self._visit(opened, scope)
-        for inner, outer in zip(branch.output, node.outputs, strict=True):
-            self._visit(helper.make_node("Identity", [names.get(inner.name, inner.name)], [outer]), scope)
+        try:
+            open_control(_Opener(self, scope), node)
+        except Refused as reason:
+            return self._fail(node, scope, str(reason))
         return True
 
     # -- failures -----------------------------------------------------------------------------------------------
@@ -266,7 +264,7 @@ class _Trace:
         return (
             (node.domain, node.op) in self.emitter.rules
             or (domain_of(proto), node.op) in self.model.functions
-            or node.op in ("Constant", "If")
+            or node.op in ("Constant", *CONTROL)
             or has_standard_body(proto, node.version)
         )
 
@@ -306,6 +304,18 @@ class _Trace:
                 symbols={n: r for n, r in self.signature.ranges.items() if n in used},
             )
         )
+
+
+class _Opener:
+    """The walk, as opening control flow sees it: everything that it visits stands in one scope."""
+
+    def __init__(self, trace: _Trace, scope: _Scope) -> None:
+        self.emitter, self.lost, self.external = trace.emitter, trace.lost, trace.model.external
+        self.constant = trace._constant
+        self._trace, self._scope = trace, scope
+
+    def visit(self, proto: NodeProto) -> None:
+        self._trace._visit(proto, self._scope)
 
 
 def attribute_value(attribute: AttributeProto, external: ExternalData) -> Any:

@@ -24,6 +24,9 @@ class TypeBuilder:
     def emit(self, expr: Expr, name_hint: str = "") -> Expr:
         return self._bb.emit(expr, name_hint)
 
+    def match_cast(self, value: Expr, type_: Any, name_hint: str = "") -> Expr:
+        return self._bb.match_cast(value, type_, name_hint)
+
     def normalize(self, expr: Expr) -> Expr:
         return self._bb.normalize(expr)
 

@@ -11,15 +11,20 @@ from llmc.ops import (
     contrib,
     conv,
     elementwise,
+    finding,
     fused,
     gather,
     matmul,
     nn,
     quant,
+    recurrent,
     reduce,
     resize,
     rotary,
+    sampling,
     shape,
+    signal,
+    unpool,
 )
 from llmc.ops.context import Rule
 
@@ -35,6 +40,11 @@ _STANDARD = {
     **resize.RULES,
     **attention.RULES,
     **rotary.RULES,
+    **finding.RULES,
+    **sampling.RULES,
+    **signal.RULES,
+    **unpool.RULES,
+    **recurrent.RULES,
 }
 
 RULES: dict[tuple[str, str], Rule] = {

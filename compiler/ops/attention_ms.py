@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.graph import Dim
-from llmc.ops.attention import Sight, attend, merge_heads, split_heads
+from llmc.ops.attention import Scores, Sight, attend, merge_heads, split_heads
 from llmc.ops.context import Context, Rule
-from llmc.ops.matmul import matmul
+from llmc.ops.contrib_cache import codec
+from llmc.ops.matmul import add_bias, matmul
 from llmc.ops.nn import rms_norm
 from llmc.ops.rotary import angles, rotate
 from llmc.ops.scalar import select
@@ -33,15 +34,11 @@ op = relax.op
 # -- com.microsoft GroupQueryAttention ---------------------------------------------------------------------------
 def _group_query_attention(ctx: Context) -> tuple[Expr | None, ...]:
     """Inputs q (or packed qkv), k, v, past k, past v, seqlens_k, total_sequence_length, cos, sin, position_ids,
-    attention_bias, head_sink. seqlens_k[b] + 1 keys are valid in batch b after the new ones were appended, right
-    behind those of the past: shorter sequences are padded at their right."""
-    for name in ("k_quant_type", "v_quant_type"):
-        if ctx.attr(name, "NONE") not in ("NONE", b"NONE"):
-            ctx.fail("quantised key/value caches are not supported")
-    if ctx.has(16):
-        ctx.fail("the input query_seqlens")
+    attention_bias, head_sink, k_scale, v_scale, the weights of norms of q and k, query_seqlens. seqlens_k[b] + 1 keys
+    are valid in batch b after the new ones were appended, right behind those of the past: shorter sequences are padded
+    at their right. Outputs are the result, the present k and v, and the products of queries and keys."""
     if ctx.attr("sliding_window_cache", 0):
-        ctx.fail("sliding_window_cache")
+        ctx.fail("sliding_window_cache, a cache that drops what its window has passed")
     heads, kv_heads = int(ctx.attr("num_heads")), int(ctx.attr("kv_num_heads"))
     q, k, v = _unpack(ctx, heads, kv_heads)
     _, _, tokens, head_dim = shape_of(q)
@@ -54,7 +51,7 @@ def _group_query_attention(ctx: Context) -> tuple[Expr | None, ...]:
         k = rms_norm(ctx, k, ctx.x(15), 3, _head_epsilon(ctx, "k_norm_epsilon"))
     total = simplify(past + tokens)
     declared = ctx.value(6) if ctx.has(6) else None
-    if declared is not None:
+    if declared is not None and not ctx.has(16):  # with query_seqlens it is a limit only
         ctx.unify(declared.reshape(-1)[0], total)
     first = _past_lengths(ctx, cast(ctx, ctx.x(5), "int64"), tokens)
     if ctx.attr("do_rotary", 0):
@@ -62,8 +59,11 @@ def _group_query_attention(ctx: Context) -> tuple[Expr | None, ...]:
         ids = cast(ctx, ctx.x(9), "int64") if ctx.has(9) else None
         cos, sin = (angles(ctx, ctx.x(i), first, tokens, ids) for i in (7, 8))
         q, k = rotate(ctx, q, cos, sin, interleaved), rotate(ctx, k, cos, sin, interleaved)
+    codecs = codec(ctx, "k_quant_type", 12), codec(ctx, "v_quant_type", 13)
+    presents = [x if c is None else c.encode(ctx, x) for x, c in zip((k, v), codecs, strict=True)]
     if ctx.has(3):
-        k, v = append(ctx, ctx.x(3), k, first), append(ctx, ctx.x(4), v, first)
+        presents = [append(ctx, ctx.x(i), x, first) for i, x in zip((3, 4), presents, strict=True)]
+    k, v = (x if c is None else c.decode(ctx, x) for x, c in zip(presents, codecs, strict=True))
     window = int(ctx.attr("local_window_size", -1))
     scores = attend(
         ctx,
@@ -76,7 +76,19 @@ def _group_query_attention(ctx: Context) -> tuple[Expr | None, ...]:
         sight=Sight(first, causal=bool(ctx.attr("causal", 1)), left=window - 1 if window > 0 else -1),
         sink=_sink(ctx, heads),
     )
-    return merge_heads(ctx, scores.out), k, v
+    return merge_heads(ctx, scores.out), *presents, _products(ctx, scores)
+
+
+def _products(ctx: Context, scores: Scores) -> Expr | None:
+    """What the attribute qk_output asks for: the scores before (1) or after (2) the softmax, 0 where hidden."""
+    mode = int(ctx.attr("qk_output", 0))
+    if not mode:
+        return None
+    if mode == 2:
+        return cast(ctx, scores.weights, ctx.dtype())
+    lowest, zero = te.min_value("float32"), te.const(0.0, "float32")
+    seen = elementwise(ctx, "seen", lambda x: select(x < lowest, zero, x), scores.biased)
+    return cast(ctx, seen, ctx.dtype())
 
 
 def _head_epsilon(ctx: Context, name: str) -> float:
@@ -106,8 +118,13 @@ def _unpack(ctx: Context, heads: int, kv_heads: int) -> tuple[Expr, Expr, Expr]:
 
 
 def _past_lengths(ctx: Context, last: Expr, tokens: Dim) -> Expr:
-    """[B] int64: tokens in the cache before this call; 0 in a first call, whose rows may be shorter than `tokens`."""
+    """[B] int64: tokens in the cache before this call; 0 in a first call, whose rows may be shorter than `tokens`.
+
+    Input 16 says how many of the new tokens are valid, where not all are.
+    """
     last = reshape(ctx, last, [_elements(last)])
+    if ctx.has(16):
+        return elementwise(ctx, "past_lengths", lambda n, q: n + 1 - q, last, cast(ctx, ctx.x(16), "int64"))
 
     def body(n: Any, out: list[Any], s: Any) -> Any:
         return te.compute(out, lambda b: te.max(n(b) + 1 - s, te.const(0, "int64")), name="past_lengths")
@@ -153,7 +170,7 @@ def _multi_head_attention(ctx: Context) -> tuple[Expr | None, ...]:
     if ctx.has(3):
         parts = _add_head_bias(ctx, parts, ctx.x(3), heads)
     past = (ctx.x(6), ctx.x(7)) if ctx.has(6) else None
-    return _masked_attention(ctx, parts, past, 4, 5)
+    return _masked_attention(ctx, parts, past, 4, ctx.x(5) if ctx.has(5) else None)
 
 
 def _query_key_value(ctx: Context, heads: int) -> list[Expr]:
@@ -185,53 +202,87 @@ def _add_head_bias(ctx: Context, parts: list[Expr], bias: Expr, heads: int) -> l
 
 
 def _masked_attention(
-    ctx: Context, parts: list[Expr], past: tuple[Expr, Expr] | None, mask: int, bias: int
+    ctx: Context, parts: list[Expr], past: tuple[Expr, Expr] | None, mask: int, bias: Expr | None = None
 ) -> tuple[Expr, Expr, Expr]:
-    """(out [B, S, H*Dv], present k, present v). Input `mask` hides keys: [B, T] with 0, or [B] lengths."""
+    """(out [B, S, H*Dv], present k, present v).
+
+    Input `mask` hides keys: [B, T] or [B, S, T] with 0, [B] with lengths, [2 * B] with ends and then first places.
+    """
     q, k, v = parts
     first: Dim = 0
     if past is not None:
         first = shape_of(past[0])[2]
         k, v = concat(ctx, [past[0], k], 2), concat(ctx, [past[1], v], 2)
-    length, extra = None, ctx.x(bias) if ctx.has(bias) else None
+    length = None
     if ctx.has(mask) and ctx.rank(mask) == 1:
-        ctx.unify(ctx.shape(mask)[0], shape_of(q)[0])
-        length = cast(ctx, ctx.x(mask), "int64")
+        batch = shape_of(q)[0]
+        ends = cast(ctx, ctx.x(mask), "int64")
+        if ctx.emitter.same(ctx.shape(mask)[0], simplify(batch * 2)):
+            bias = _add(ctx, _hide_before(ctx, take_slice(ctx, ends, 0, batch, batch), shape_of(k)[2]), bias)
+            ends = take_slice(ctx, ends, 0, 0, batch)
+        ctx.unify(shape_of(ends)[0], batch)
+        length = ends
     elif ctx.has(mask):
-        extra = _hide_keys(ctx, ctx.x(mask), extra, shape_of(k)[2])
+        bias = _add(ctx, _hide_keys(ctx, ctx.x(mask), shape_of(k)[2]), bias)
     scale = float(ctx.attr("scale", 0.0)) or int(shape_of(q)[3]) ** -0.5
     sight = Sight(first, causal=bool(ctx.attr("unidirectional", 0)), length=length)
-    return merge_heads(ctx, attend(ctx, q, k, v, scale=scale, bias=extra, sight=sight).out), k, v
+    return merge_heads(ctx, attend(ctx, q, k, v, scale=scale, bias=bias, sight=sight).out), k, v
 
 
-def _hide_keys(ctx: Context, mask: Expr, bias: Expr | None, total: Dim) -> Expr:
-    """An additive bias [B, 1 or H, 1 or S, T] from an integer mask [B, T] or [B, S, T], and another bias."""
-    shape = shape_of(mask)
-    ctx.unify(shape[-1], total)
-    wide = reshape(ctx, mask, [shape[0], 1, *([1] if len(shape) == 2 else []), *shape[1:]])
-    low, zero = te.const(float(ctx.attr("mask_filter_value", -10000.0)), "float32"), te.const(0.0, "float32")
-    hidden = elementwise(ctx, "key_bias", lambda m: select(m == te.const(0, dtype_of(mask)), low, zero), wide)
+def _add(ctx: Context, hidden: Expr, bias: Expr | None) -> Expr:
+    """The bias of hidden keys, and another one where there is one."""
     if bias is None:
         return hidden
     broadcast_shape(ctx, shape_of(hidden), shape_of(bias))
     return ctx.emit(op.add(hidden, cast(ctx, bias, "float32")))
 
 
+def _low(ctx: Context) -> Any:
+    return te.const(float(ctx.attr("mask_filter_value", -10000.0)), "float32")
+
+
+def _hide_keys(ctx: Context, mask: Expr, total: Dim) -> Expr:
+    """An additive bias [B, 1, 1 or S, T] from an integer mask [B, T] or [B, S, T]."""
+    shape = shape_of(mask)
+    if len(shape) > 3:
+        ctx.fail("a mask of rank 4")
+    ctx.unify(shape[-1], total)
+    wide = reshape(ctx, mask, [shape[0], 1, *([1] if len(shape) == 2 else []), *shape[1:]])
+    low, zero = _low(ctx), te.const(0.0, "float32")
+    return elementwise(ctx, "key_bias", lambda m: select(m == te.const(0, dtype_of(mask)), low, zero), wide)
+
+
+def _hide_before(ctx: Context, starts: Expr, total: Dim) -> Expr:
+    """An additive bias [B, 1, 1, T] that hides the keys before starts [B]."""
+    low, zero = _low(ctx), te.const(0.0, "float32")
+
+    def body(starts: Any, out: list[Any]) -> Any:
+        return te.compute(out, lambda b, h, i, j: select(j < starts(b), low, zero), name="key_bias")
+
+    return compute(ctx, "key_bias", body, starts, [shape_of(starts)[0], 1, 1, total])
+
+
 def _packed_attention(ctx: Context) -> tuple[Expr | None, ...]:
     """com.microsoft Attention: input [B, S, E], weights [E, q + k + v columns], bias, mask, past [2, B, H, P, D],
     attention bias."""
+    y = add_bias(ctx, matmul(ctx, ctx.x(0), ctx.x(1)), 2)
+    return from_projection(ctx, y, mask=3, past=4, bias=ctx.x(5) if ctx.has(5) else None)
+
+
+def from_projection(
+    ctx: Context, y: Expr, *, mask: int, past: int, bias: Expr | None = None
+) -> tuple[Expr | None, ...]:
+    """(out, present [2, B, H, T, D]) of the projections y [B, S, q + k + v columns]; inputs `mask` and `past`."""
     if ctx.attr("do_rotary", 0) or ctx.attr("past_present_share_buffer", 0):
         ctx.fail("do_rotary and past_present_share_buffer")
-    heads, columns = int(ctx.attr("num_heads")), int(ctx.shape(1)[1])
+    heads, columns = int(ctx.attr("num_heads")), int(shape_of(y)[2])
     sizes = [int(s) for s in ctx.attr("qkv_hidden_sizes") or [columns // 3] * 3]
-    y = matmul(ctx, ctx.x(0), ctx.x(1))
-    y = ctx.emit(op.add(y, ctx.x(2))) if ctx.has(2) else y
     starts = (0, sizes[0], sizes[0] + sizes[1])
     parts = [split_heads(ctx, take_slice(ctx, y, 2, b, n), heads) for b, n in zip(starts, sizes, strict=True)]
-    past = None
-    if ctx.has(4):
-        past = tuple(reshape(ctx, take_slice(ctx, ctx.x(4), 0, i, 1), ctx.shape(4)[1:]) for i in (0, 1))
-    out, k, v = _masked_attention(ctx, parts, past, 3, 5)
+    pair = None
+    if ctx.has(past):
+        pair = tuple(reshape(ctx, take_slice(ctx, ctx.x(past), 0, i, 1), ctx.shape(past)[1:]) for i in (0, 1))
+    out, k, v = _masked_attention(ctx, parts, pair, mask, bias)
     if len(ctx.node.outputs) < 2 or not ctx.node.outputs[1]:
         return out, None
     return out, concat(ctx, [reshape(ctx, x, [1, *shape_of(x)]) for x in (k, v)], 0)

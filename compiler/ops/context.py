@@ -11,17 +11,28 @@ before any rule runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
 from llmc.errors import ShapeError, UnsupportedError
-from llmc.graph import Dim, Graph, Node, TensorType, as_dim
+from llmc.graph import CARRIER, NARROW, Dim, Graph, Node, TensorType, as_dim
 from llmc.schedules.formats import QuantizedWeight
 from llmc.tvm_shim import Analyzer, Expr, relax, tirx, tvm
 
 Result: TypeAlias = Expr | tuple[Expr | None, ...]
 Rule = Callable[["Context"], Result]
+
+MEASURED = "measured"  # the attribute that holds the symbols of extents which a node finds at run time
+_TO_SHAPE = "vm.builtin.tensor_to_shape"
+
+# Operators of ai.onnx that only move elements, whatever these are, and all that take narrow types.
+MOVES = {
+    *("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Concat", "Split"),
+    *("Slice", "Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth"),
+}
+NARROW_OPS = MOVES | {"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Shape", "Size", "BitCast"}
 
 SHAPE_VALUE = "ShapeValue"  # in the domain llmc; attrs {"value": object array of ints and TVM expressions}
 
@@ -39,6 +50,8 @@ class Context:
 
     def __init__(self, emitter: Emitter, node: Node) -> None:
         self.emitter, self.node, self.bb = emitter, node, emitter.bb
+        self.narrow: dict[int, str] = {}  # outputs whose elements are of a type that only its bits represent
+        self.measures: list[Any] = []
 
     # -- inputs -------------------------------------------------------------------------------------------------
     def has(self, i: int) -> bool:
@@ -89,6 +102,33 @@ class Context:
             self.fail(f"input {i} ('{self.node.input(i)}') must be known at compile time, up to symbolic dimensions")
         return list(value.reshape(-1))
 
+    def extents(self, i: int) -> list[Dim]:
+        """Input `i`, which holds sizes, as a list of dimensions: those of `dims`, or measured at run time."""
+        if self.value(i) is not None:
+            return self.dims(i)
+        count = 1
+        for d in self.shape(i):
+            if not isinstance(d, int):
+                self.fail(f"input {i} ('{self.node.input(i)}') has an unknown number of sizes")
+            count *= d
+        flat = self.emit(relax.op.reshape(self.emit(relax.op.astype(self.x(i), "int64")), [count]))
+        return self.measured(flat, count)
+
+    def measured(self, sizes: Expr, count: int) -> list[Dim]:
+        """The elements of an int64 tensor [count], which are not negative, as dimensions that are symbols of their own:
+        what they are is known when the model runs, and only then."""
+        known = self.node.attrs.get(MEASURED, ())
+        first, made = len(self.measures), []
+        for k in range(first, first + count):
+            var = known[k] if k < len(known) else tirx.Var(f"{next(filter(None, self.node.outputs))}.{k}", "int64")
+            bind(self.emitter.analyzer, var, (0, None))
+            self.emitter.measured[var] = next(filter(None, self.node.outputs))
+            made.append(var)
+        self.measures += made
+        shape = relax.op.call_pure_packed(_TO_SHAPE, sizes, ty_args=relax.ShapeType(ndim=count))
+        self.bb.match_cast(self.emit(shape), relax.ShapeType(made))
+        return made
+
     def ints(self, i: int) -> list[int]:
         """Input `i` as a list of plain ints. Raises UnsupportedError where it is not constant."""
         value = self.const(i)
@@ -118,6 +158,9 @@ class Context:
         """Demand a == b. A free symbol is substituted in the whole model; two unequal numbers are an error."""
         if self.emitter.same(a, b):
             return
+        for dim in (a, b):
+            if any(s in self.emitter.measured for s in symbols(dim)):
+                self.fail(f"dimension {dim} is known at run time only, but has to equal {b if dim is a else a}")
         for one, other in ((a, b), (b, a)):
             if isinstance(one, tirx.Var) and (isinstance(other, int) or one not in symbols(other)):
                 raise Unify(one, other)
@@ -145,6 +188,8 @@ class Emitter:
         self.exprs: dict[str, Expr] = {}
         self.values: dict[str, np.ndarray] = {}
         self.constants: dict[str, Any] = {}
+        self.measured: dict[Any, str] = {}  # symbol of an extent that a node finds at run time -> that node's output
+        self._measures: dict[str, tuple[Any, ...]] = {}
 
     @classmethod
     def bind_graph(
@@ -183,6 +228,8 @@ class Emitter:
             if not isinstance(constant, QuantizedWeight):
                 raise KeyError(name)
             value = constant.dequantize()
+        if value.dtype.name in NARROW:
+            value = value.view(CARRIER)
         if value.dtype != object:
             return relax.const(value, value.dtype.name)
         dims = [tirx.IntImm("int64", v) if isinstance(v, int) else v for v in value.reshape(-1)]
@@ -203,6 +250,10 @@ class Emitter:
         rule = self.rules.get((node.domain, node.op))
         if rule is None:
             ctx.fail("no rule for this operator")
+        if not node.domain and node.op not in NARROW_OPS:
+            for name in filter(None, node.inputs):
+                if self.graph_types[name].dtype in NARROW:
+                    ctx.fail(f"it works on {self.graph_types[name].dtype}")
         result = rule(ctx)
         results = result if isinstance(result, tuple) else (result,)
         types: list[TensorType | None] = []
@@ -215,15 +266,24 @@ class Emitter:
                 ctx.fail(f"output {i} ('{name}') is not computed")
             var = self.bb.emit(expr)
             self.exprs[name] = var
-            self.graph_types[name] = self._type_of(ctx, var)
+            self.graph_types[name] = self._type_of(ctx, var, i)
             types.append(self.graph_types[name])
+        self._measures[node.outputs[0]] = tuple(ctx.measures)
         return tuple(types)
 
-    def _type_of(self, ctx: Context, var: Any) -> TensorType:
+    def remember(self, node: Node) -> Node:
+        """A node that was run, with the symbols that it made: the next run is to use the same."""
+        made = self._measures.get(node.outputs[0], ())
+        return replace(node, attrs={**node.attrs, MEASURED: made}) if made else node
+
+    def _type_of(self, ctx: Context, var: Any, i: int) -> TensorType:
         shape = getattr(var.ty, "shape", None)
         if not isinstance(shape, relax.ShapeExpr):
             ctx.fail("the output's shape depends on data")
-        return TensorType(tuple(self.simplify(d) for d in shape.values), str(var.ty.dtype))
+        dtype = ctx.narrow.get(i, str(var.ty.dtype))
+        if ctx.node.op in MOVES and ctx.has(0) and ctx.dtype() in NARROW and dtype == CARRIER:
+            dtype = ctx.dtype()
+        return TensorType(tuple(self.simplify(d) for d in shape.values), dtype)
 
     def same(self, a: Dim, b: Dim) -> bool:
         """Are two dimensions provably equal?"""

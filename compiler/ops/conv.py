@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from llmc.graph import Dim
 from llmc.ops.context import Context, Rule
-from llmc.ops.matmul import centred
+from llmc.ops.matmul import HALF, centred
 from llmc.ops.quant import requantize
-from llmc.ops.tensor import compute, elementwise, product, reshape, shape_of, simplify
+from llmc.ops.scalar import select
+from llmc.ops.tensor import cast, compute, elementwise, product, reshape, shape_of, simplify
 from llmc.tvm_shim import Expr, relax, te, tirx
 
 op = relax.op
@@ -115,7 +117,7 @@ def _nonzero(pad: Dim) -> bool:
     return not (isinstance(pad, int) and pad == 0)
 
 
-def _add_channels(ctx: Context, y: Expr, i: int) -> Expr:
+def add_channels(ctx: Context, y: Expr, i: int) -> Expr:
     """y [N, M, ...] + input `i` [M], where there is one."""
     if not ctx.has(i):
         return y
@@ -123,7 +125,9 @@ def _add_channels(ctx: Context, y: Expr, i: int) -> Expr:
 
 
 def _conv(ctx: Context) -> Expr:
-    return _add_channels(ctx, convolve(ctx, ctx.x(0), ctx.x(1), int(ctx.attr("group", 1)), ctx.dtype()), 2)
+    dtype = ctx.dtype()
+    y = convolve(ctx, ctx.x(0), ctx.x(1), int(ctx.attr("group", 1)), "float32" if dtype in HALF else dtype)
+    return add_channels(ctx, cast(ctx, y, dtype), 2)
 
 
 def _zero_point(ctx: Context, i: int, rank: int) -> Expr | None:
@@ -145,7 +149,7 @@ def _integer_conv(ctx: Context, x: int, w: int, zero_x: int, zero_w: int) -> Exp
 
 def _qlinear_conv(ctx: Context) -> Expr:
     """x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, int32 bias."""
-    acc = _add_channels(ctx, _integer_conv(ctx, 0, 3, 2, 5), 8)
+    acc = add_channels(ctx, _integer_conv(ctx, 0, 3, 2, 5), 8)
     scales = reshape(ctx, ctx.x(4), () if product(ctx.shape(4)) == 1 else [*ctx.shape(4), *([1] * (ctx.rank() - 2))])
     one, out = reshape(ctx, ctx.x(1), ()), reshape(ctx, ctx.x(6), ())
     factor = elementwise(ctx, "factor", lambda a, b, y: a * b / y, scales, one, out)
@@ -194,7 +198,7 @@ def _conv_transpose(ctx: Context) -> Expr:
         return te.compute(out, element, name="conv_transpose")
 
     y = compute(ctx, "conv_transpose", body, ctx.x(0), ctx.x(1), [n, m, *out], list(dims), pads[:rank])
-    return _add_channels(ctx, y, 2)
+    return add_channels(ctx, y, 2)
 
 
 # -- pooling ----------------------------------------------------------------------------------------------------
@@ -219,11 +223,28 @@ def _pool(ctx: Context, name: str, reducer: Any, start: float, value: Any) -> tu
 
 
 def _max_pool(ctx: Context) -> tuple[Expr | None, ...]:
-    if len(ctx.node.outputs) > 1 and ctx.node.outputs[1]:
-        ctx.fail("the Indices output of MaxPool")
+    """The maximum of each window, and its flat place in the input, where that is asked for."""
     dtype = ctx.dtype()
     lowest = {"int8": -128, "uint8": 0}.get(dtype, -3.4e38 if dtype == "float32" else -6.5e4)
-    return _pool(ctx, "max_pool", te.max, lowest, lambda v: v)[0], None
+    y, win = _pool(ctx, "max_pool", te.max, lowest, lambda v: v)
+    if len(ctx.node.outputs) < 2 or not ctx.node.outputs[1]:
+        return y, None
+    dims, by_column = ctx.shape()[2:], bool(ctx.attr("storage_order", 0))
+
+    def body(x: Any, top: Any, out: list[Any], channels: Any, dims: list[Any]) -> Any:
+        r = [te.reduce_axis((0, k), f"r{j}") for j, k in enumerate(win.size)]
+        size = reduce(lambda a, b: a * b, dims)
+
+        def element(n: Any, c: Any, *i: Any) -> Any:
+            at = win.places(i, r)
+            order = list(zip(at, dims, strict=True))
+            flat = reduce(lambda f, ad: f * ad[1] + ad[0], order[::-1] if by_column else order, te.const(0, "int64"))
+            hit = te.if_then_else(_inside(at, dims, win.before), x(n, c, *at) == top(n, c, *i), False)
+            return te.min(select(hit, (n * channels + c) * size + flat, te.max_value("int64")), axis=r)
+
+        return te.compute(out, element, name="max_place")
+
+    return y, compute(ctx, "max_place", body, ctx.x(), y, list(shape_of(y)), ctx.shape()[1], list(dims))
 
 
 def _average_pool(ctx: Context) -> Expr:

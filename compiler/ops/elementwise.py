@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from llmc.graph import NARROW
+from llmc.ops import narrow
 from llmc.ops.context import Context, Rule
 from llmc.ops.scalar import const, exp, gelu, gelu_tanh, select, sigmoid, softplus, tanh
-from llmc.ops.tensor import broadcast_shape, cast, elementwise, immediate, is_float, reshape, shape_of
+from llmc.ops.tensor import broadcast_shape, cast, elementwise, full, immediate, is_float, reshape, shape_of
 from llmc.tvm_shim import Expr, relax, te, tirx
 
 op = relax.op
@@ -58,17 +60,21 @@ def _divide(ctx: Context) -> Expr:
 
 
 def _mod(ctx: Context) -> Expr:
-    """fmod = 1: the sign of the dividend, as C's; otherwise integers with the sign of the divisor, as Python's."""
-    dtype = ctx.dtype()
+    """fmod = 1: the sign of the dividend, as C's; otherwise that of the divisor, as Python's, of a zero, too."""
+    dtype, as_c = ctx.dtype(), bool(ctx.attr("fmod", 0))
     if not is_float(dtype):
-        f = te.truncmod if ctx.attr("fmod", 0) else te.floormod
-    elif not ctx.attr("fmod", 0):
-        return ctx.fail("Mod of floating-point numbers needs fmod = 1")
+        f = te.truncmod if as_c else te.floormod
     else:
         wide, libm = ("float64", "fmod") if dtype == "float64" else ("float32", "fmodf")
 
         def f(a: Any, b: Any) -> Any:
-            return tirx.call_pure_extern(wide, libm, a.astype(wide), b.astype(wide)).astype(dtype)
+            a, b = a.astype(wide), b.astype(wide)
+            r = tirx.call_pure_extern(wide, libm, a, b)
+            if not as_c:
+                zero = te.const(0.0, wide)
+                other = tirx.any(tirx.all(r < zero, b > zero), tirx.all(r > zero, b < zero))
+                r = select(r == zero, select(b < zero, te.const(-0.0, wide), zero), select(other, r + b, r))
+            return r.astype(dtype)
 
     return elementwise(ctx, "mod", f, ctx.x(0), ctx.x(1))
 
@@ -99,9 +105,19 @@ def _equal(ctx: Context) -> Expr:
 
 
 def _shift(ctx: Context) -> Expr:
-    left = ctx.attr("direction") in ("LEFT", b"LEFT")
-    f = (lambda a, b: a << b) if left else (lambda a, b: a >> b)
-    return elementwise(ctx, "bit_shift", f, ctx.x(0), ctx.x(1))
+    """A shift by the width or more, or by less than nothing, leaves no bit but the sign's."""
+    left, signed = ctx.attr("direction") in ("LEFT", b"LEFT"), ctx.dtype().startswith("int")
+    width = np.iinfo(ctx.dtype()).bits
+
+    def shift(a: Any, b: Any) -> Any:
+        most = const(a, width - 1)
+        inside = tirx.all(b >= const(a, 0), b <= most) if signed else b <= most
+        by = select(inside, b, most)
+        if not left and signed:
+            return a >> by
+        return select(inside, a << by if left else a >> by, const(a, 0))
+
+    return elementwise(ctx, "bit_shift", shift, ctx.x(0), ctx.x(1))
 
 
 def _prelu(ctx: Context) -> Expr:
@@ -163,8 +179,13 @@ def _is_inf(ctx: Context) -> Expr:
 
 
 def _clip(ctx: Context) -> Expr:
-    """Bounds are inputs; a minimum above the maximum gives the maximum."""
+    """Bounds are inputs, or attributes before opset 11; a minimum above the maximum gives the maximum."""
     y = ctx.x()
+    if ctx.node.version < 11:
+        for name, f in (("min", te.max), ("max", te.min)):
+            if ctx.attr(name) is not None:
+                y = elementwise(ctx, f"clip_{name}", f, y, ctx.literal(float(ctx.attr(name)), ctx.dtype()))
+        return y
     if ctx.has(1):
         y = elementwise(ctx, "clip_low", te.max, y, reshape(ctx, ctx.x(1), ()))
     if ctx.has(2):
@@ -178,9 +199,17 @@ def _where(ctx: Context) -> Expr:
 
 # -- types ------------------------------------------------------------------------------------------------------
 def _cast_to(ctx: Context, dtype: str) -> Expr:
+    """Floats beyond a narrow float's range become its largest value, unless the attribute `saturate` is 0."""
+    x = narrow.wide(ctx, 0)
+    if dtype in NARROW:
+        ctx.narrow[0] = dtype
+        if dtype in narrow.BITS:
+            return elementwise(ctx, "narrow", lambda a: narrow.low_bits(a, dtype), x)
+        rounding = ctx.attr("round_mode", "up")
+        return narrow.encode(ctx, x, dtype, bool(ctx.attr("saturate", 1)), rounding)
     if dtype == "bool" and ctx.dtype() != "bool":
-        return elementwise(ctx, "to_bool", lambda a: a != const(a, 0), ctx.x())
-    return cast(ctx, ctx.x(), dtype)
+        return elementwise(ctx, "to_bool", lambda a: a != const(a, 0), x)
+    return cast(ctx, x, dtype)
 
 
 def _cast(ctx: Context) -> Expr:
@@ -191,12 +220,26 @@ def _cast_like(ctx: Context) -> Expr:
     return _cast_to(ctx, ctx.dtype(1))
 
 
+def _bit_cast(ctx: Context) -> Expr:
+    """The same bits as another type of the same size."""
+    dtype = onnx_dtype(ctx.attr("to"))
+    if np.dtype(dtype).itemsize != np.dtype(ctx.dtype()).itemsize:
+        ctx.fail(f"BitCast from {ctx.dtype()} to {dtype}, which differ in size")
+
+    def same_bits(a: Any) -> Any:
+        a = a.astype("uint8") if ctx.dtype() == "bool" else a
+        return tirx.reinterpret("uint8", a) != const(a, 0) if dtype == "bool" else tirx.reinterpret(dtype, a)
+
+    return elementwise(ctx, "bit_cast", same_bits, ctx.x())
+
+
 def _dropout(ctx: Context) -> tuple[Expr, ...]:
-    """Inference: the identity, and a mask of ones."""
+    """Inference, or a ratio of 0: the identity, and a mask of ones."""
     training = ctx.const(2) if ctx.has(2) else np.zeros(())
-    if training is None or training.any():
+    ratio = ctx.const(1) if ctx.has(1) else np.full((), 0.5)
+    if (training is None or training.any()) and (ratio is None or ratio.any()):
         ctx.fail("Dropout in training mode is random; export the model for inference")
-    return ctx.x(), op.full(list(shape_of(ctx.x())), relax.const(np.bool_(True)), "bool")
+    return ctx.x(), full(ctx, shape_of(ctx.x()), True, "bool" if ctx.node.version >= 10 else ctx.dtype())
 
 
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
@@ -231,6 +274,7 @@ RULES: dict[str, Rule] = {
     "Clip": _clip,
     "Cast": _cast,
     "CastLike": _cast_like,
+    "BitCast": _bit_cast,
     "Identity": lambda ctx: ctx.x(),
     "Dropout": _dropout,
     "Abs": _scalar("abs", te.abs),

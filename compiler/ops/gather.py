@@ -6,15 +6,15 @@ element: whatever the data, no memory outside of the buffers is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
 from llmc.graph import Dim
 from llmc.ops.context import Context, Rule
 from llmc.ops.scalar import select
-from llmc.ops.tensor import cast, compute, dtype_of, index_of, permute, product, reshape, shape_of
-from llmc.tvm_shim import Expr, IRBuilder, T, relax, te, tirx, topi
+from llmc.ops.tensor import compute, dtype_of, index_of, loops, permute, product, reshape, shape_of
+from llmc.tvm_shim import Expr, T, relax, te, tirx, topi
 
 op = relax.op
 
@@ -131,10 +131,47 @@ def _is_table(ctx: Context) -> bool:
     return ctx.node.op == "ScatterND"
 
 
+def _tensor_scatter(ctx: Context) -> Expr:
+    """past [B, ..., max, ...] with the update written along an axis from place indices[b] on, or from 0; in circular
+    mode what reaches the end goes on at the beginning."""
+    axis, rank = ctx.axis(int(ctx.attr("axis", -2)), ctx.rank()), ctx.rank()
+    circular = ctx.attr("mode", "linear") in ("circular", b"circular")
+    first = [ctx.x(2)] if ctx.has(2) else []
+    for i in (i for i in range(rank) if i != axis):
+        ctx.unify(ctx.shape(0)[i], ctx.shape(1)[i])
+
+    def body(past: Any, update: Any, first: list[Any], out: list[Any], length: Any, new: Any) -> Any:
+        def element(*i: Any) -> Any:
+            at = i[axis] - (first[0](i[0]).astype("int64") if first else te.const(0, "int64"))
+            at = te.floormod(at, length) if circular else at
+            written = update(*i[:axis], at, *i[axis + 1 :])
+            return te.if_then_else(tirx.all(at >= 0, at < new), written, past(*i))
+
+        return te.compute(out, element, name="tensor_scatter")
+
+    length, new = ctx.shape(0)[axis], ctx.shape(1)[axis]
+    return compute(ctx, "tensor_scatter", body, ctx.x(0), ctx.x(1), first, list(ctx.shape()), length, new)
+
+
+def _reverse_sequence(ctx: Context) -> Expr:
+    """The first lengths[b] elements of each sequence in reverse."""
+    time, batch = int(ctx.attr("time_axis", 0)), int(ctx.attr("batch_axis", 1))
+
+    def body(x: Any, lengths: Any, out: list[Any], size: Any) -> Any:
+        def element(*i: Any) -> Any:
+            n, place = te.min(lengths(i[batch]).astype("int64"), size), i[time].astype("int64")
+            at = select(place < n, n - 1 - place, place)
+            return x(*i[:time], at, *i[time + 1 :])
+
+        return te.compute(out, element, name="reverse_sequence")
+
+    return compute(ctx, "reverse_sequence", body, ctx.x(0), ctx.x(1), list(ctx.shape()), ctx.shape()[time])
+
+
 # -- finding places ---------------------------------------------------------------------------------------------
 def _one_hot(ctx: Context) -> Expr:
     """values [off, on] spread along a new axis of `depth`; an index outside of -depth..depth-1 is nowhere."""
-    (depth,), shape = ctx.dims(1), ctx.shape(0)
+    (depth,), shape = ctx.extents(1), ctx.shape(0)
     axis = ctx.axis(int(ctx.attr("axis", -1)), len(shape) + 1)
 
     def body(indices: Any, values: Any, out: list[Any], depth: Any) -> Any:
@@ -154,7 +191,7 @@ def _top_k(ctx: Context) -> tuple[Expr, ...]:
     One pass for each of the k, looking for the best behind the one before: nothing but loops, where TVM's operator
     needs a library function that artifacts do not carry.
     """
-    (k,) = ctx.ints(1)
+    k: Dim = int(ctx.attr("k")) if ctx.node.version < 10 else ctx.extents(1)[0]
     axis = ctx.axis(int(ctx.attr("axis", -1)), ctx.rank())
     last = [i for i in range(ctx.rank()) if i != axis] + [axis]
     x = permute(ctx, ctx.x(), last)
@@ -166,48 +203,54 @@ def _top_k(ctx: Context) -> tuple[Expr, ...]:
     return first, second
 
 
-def _best(ctx: Context, x: Expr, k: int, largest: bool) -> tuple[Expr, Expr]:
+def _best(ctx: Context, x: Expr, k: Dim, largest: bool) -> tuple[Expr, Expr]:
     """(values, places), both [M, k], of the best k in each row of x [M, N]."""
     (m, n), dtype = shape_of(x), dtype_of(x)
 
-    def fill(buffers: Sequence[Any], m: Any, n: Any) -> Any:
-        data, values, places = (T.buffer_proxy(b) for b in buffers)
-
+    def nest(data: Any, values: Any, places: Any, m: Any, n: Any, k: Any) -> None:
         def better(a: Any, i: Any, b: Any, j: Any) -> Any:
             return tirx.any(a > b if largest else a < b, tirx.all(a == b, i < j))
 
-        with IRBuilder() as ib:
-            with T.parallel(0, m) as row:
-                with T.serial(0, k) as rank:
-                    at = row * k + rank
-                    places[at] = T.int64(-1)
-                    with T.serial(0, n) as i:
-                        v = data[row * n + i]
-                        before = T.max(at - 1, T.int64(0))
-                        late = tirx.any(rank == 0, better(values[before], places[before], v, i))
-                        with T.If(tirx.all(late, tirx.any(places[at] < 0, better(v, i, values[at], places[at])))):
-                            with T.Then():
-                                values[at] = v
-                                places[at] = i
-            return ib.get()
+        with T.parallel(0, m) as row:
+            with T.serial(0, k) as rank:
+                at = row * k + rank
+                places[at] = T.int64(-1)
+                with T.serial(0, n) as i:
+                    v = data[row * n + i]
+                    before = T.max(at - 1, T.int64(0))
+                    late = tirx.any(rank == 0, better(values[before], places[before], v, i))
+                    with T.If(tirx.all(late, tirx.any(places[at] < 0, better(v, i, values[at], places[at])))):
+                        with T.Then():
+                            values[at] = v
+                            places[at] = i
 
-    def body(x: Any, m: Any, n: Any) -> Any:
-        shapes = [(m, k), (m, k)]
-        return te.extern(shapes, [x], lambda ins, outs: fill([*ins, *outs], m, n), dtype=[dtype, "int64"], name="top_k")
-
-    pair = compute(ctx, "top_k", body, x, m, n)
-    return ctx.emit(relax.TupleGetItem(pair, 0)), ctx.emit(relax.TupleGetItem(pair, 1))
+    values, places = loops(ctx, "top_k", nest, [x], [([m, k], dtype), ([m, k], "int64")], [m, n, k])
+    return values, places
 
 
-def _scan(f: Callable[..., Expr]) -> Rule:
+def _scan(f: Callable[[Any, Any], Any], start: int) -> Rule:
     """A running sum or product along one axis, perhaps without the element itself, perhaps from the end."""
 
     def rule(ctx: Context) -> Expr:
-        axis = ctx.axis(ctx.ints(1)[0], ctx.rank())
-        backwards = bool(ctx.attr("reverse", 0))
-        x = ctx.emit(op.flip(ctx.x(), axis)) if backwards else ctx.x()
-        y = ctx.emit(f(x, axis, exclusive=bool(ctx.attr("exclusive", 0))))
-        return cast(ctx, ctx.emit(op.flip(y, axis)) if backwards else y, ctx.dtype())
+        shape, dtype = ctx.shape(), ctx.dtype()
+        axis = ctx.axis(ctx.ints(1)[0], len(shape))
+        backwards, exclusive = bool(ctx.attr("reverse", 0)), bool(ctx.attr("exclusive", 0))
+
+        def nest(x: Any, y: Any, rows: Any, n: Any, inner: Any) -> None:
+            with T.parallel(0, rows * inner) as row:
+                base = te.floordiv(row, inner) * n * inner + te.floormod(row, inner)
+                with T.serial(0, n) as k:
+                    at = base + (n - 1 - k if backwards else k) * inner
+                    before = at + inner if backwards else at - inner
+                    with T.If(k == 0):
+                        with T.Then():
+                            y[at] = te.const(start, dtype) if exclusive else x[at]
+                        with T.Else():
+                            y[at] = f(y[before], x[before] if exclusive else x[at])
+
+        dims = [product(shape[:axis]), shape[axis], product(shape[axis + 1 :])]
+        (flat,) = loops(ctx, "scan", nest, [ctx.x()], [([product(shape)], dtype)], dims)
+        return reshape(ctx, flat, shape)
 
     return rule
 
@@ -219,8 +262,10 @@ RULES: dict[str, Rule] = {
     "ScatterElements": _scatter_elements,
     "Scatter": _scatter_elements,
     "ScatterND": _scatter_nd,
+    "TensorScatter": _tensor_scatter,
+    "ReverseSequence": _reverse_sequence,
     "OneHot": _one_hot,
     "TopK": _top_k,
-    "CumSum": _scan(op.cumsum),
-    "CumProd": _scan(op.cumprod),
+    "CumSum": _scan(lambda a, b: a + b, 0),
+    "CumProd": _scan(lambda a, b: a * b, 1),
 }

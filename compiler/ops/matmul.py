@@ -8,19 +8,36 @@ from typing import Any
 
 from llmc.graph import Dim
 from llmc.ops.context import Context, Rule
-from llmc.ops.tensor import broadcast_shape, cast, compute, dtype_of, permute, reshape, shape_of
-from llmc.tvm_shim import Expr, relax, te
+from llmc.ops.scalar import select
+from llmc.ops.tensor import (
+    broadcast_shape,
+    cast,
+    compute,
+    dtype_of,
+    loops,
+    permute,
+    product,
+    reshape,
+    shape_of,
+    simplify,
+)
+from llmc.tvm_shim import Expr, T, relax, te
 
 op = relax.op
+HALF = ("float16", "bfloat16")
 
 
 def matmul(ctx: Context, a: Expr, b: Expr, out_dtype: str | None = None) -> Expr:
-    """numpy's matmul: [..., M, K] x [..., K, N] -> [..., M, N]; vectors are rows on the left, columns on the right."""
+    """numpy's matmul: [..., M, K] x [..., K, N] -> [..., M, N]; vectors are rows on the left, columns on the right.
+    Products of half precision are summed in float32."""
     sa, sb = shape_of(a), shape_of(b)
     if not sa or not sb:
         ctx.fail("a matrix product needs tensors of rank 1 or more")
     ctx.unify(sa[-1], sb[-2] if len(sb) > 1 else sb[0])
     broadcast_shape(ctx, sa[:-2], sb[:-2])
+    dtype = dtype_of(a)
+    if out_dtype is None and dtype in HALF:
+        return cast(ctx, ctx.emit(op.matmul(a, b, "float32")), dtype)
     return ctx.emit(op.matmul(a, b, out_dtype))
 
 
@@ -52,6 +69,42 @@ def _gemm(ctx: Context) -> Expr:
     c = scale(ctx, ctx.x(2), ctx.attr("beta", 1.0))
     broadcast_shape(ctx, shape_of(y), shape_of(c))
     return op.add(y, c)
+
+
+def _det(ctx: Context) -> Expr:
+    """Determinants of [..., N, N]: the product of the pivots of an elimination, with a sign for each exchange."""
+    n, dtype = ctx.shape()[-1], ctx.dtype()
+    ctx.unify(ctx.shape()[-2], n)
+    count, zero = product(ctx.shape()[:-2]), te.const(0, dtype)
+
+    def nest(x: Any, y: Any, work: Any, pivot: Any, count: Any, n: Any) -> None:
+        with T.serial(0, count) as b:
+            base = b * n * n
+            y[b] = te.const(1, dtype)
+            with T.serial(0, n * n) as i:
+                work[i] = x[base + i]
+            with T.serial(0, n) as c:
+                pivot[0] = c
+                with T.serial(0, n - c - 1) as k:
+                    row = c + 1 + k
+                    with T.If(te.abs(work[row * n + c]) > te.abs(work[pivot[0] * n + c])):
+                        with T.Then():
+                            pivot[0] = row
+                y[b] = y[b] * work[pivot[0] * n + c] * select(pivot[0] == c, te.const(1, dtype), te.const(-1, dtype))
+                with T.If(work[pivot[0] * n + c] != zero):
+                    with T.Then():
+                        with T.serial(0, n) as k:  # the pivot's row goes up; what it leaves is eliminated below
+                            work[n * n + k] = work[pivot[0] * n + k]
+                            work[pivot[0] * n + k] = work[c * n + k]
+                        with T.serial(0, n - c - 1) as k:
+                            row = c + 1 + k
+                            work[n * n + n] = work[row * n + c] / work[n * n + c]
+                            with T.serial(0, n) as j:
+                                work[row * n + j] = work[row * n + j] - work[n * n + n] * work[n * n + j]
+
+    outputs = [([count], dtype), ([simplify(n * n + n + 1)], dtype), ([1], "int64")]
+    y = loops(ctx, "det", nest, [ctx.x()], outputs, [count, n])[0]
+    return reshape(ctx, y, ctx.shape()[:-2])
 
 
 # -- integers ---------------------------------------------------------------------------------------------------
@@ -96,8 +149,8 @@ def _einsum(ctx: Context) -> Expr:
                 x(*(0 if isinstance(d, int) and d == 1 else at[label] for label, d in zip(term, shape, strict=True)))
                 for x, term, shape in zip(xs, terms, shapes, strict=True)
             ]
-            product = reduce(lambda a, b: a * b, factors)
-            return te.sum(product, axis=list(axes.values())) if axes else product
+            value = reduce(lambda a, b: a * b, factors)
+            return te.sum(value, axis=list(axes.values())) if axes else value
 
         return te.compute(out, element, name="einsum")
 
@@ -129,4 +182,5 @@ RULES: dict[str, Rule] = {
     "Gemm": _gemm,
     "MatMulInteger": lambda ctx: integer_product(ctx, 0, 1, 2, 3),
     "Einsum": _einsum,
+    "Det": _det,
 }

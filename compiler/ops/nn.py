@@ -8,6 +8,7 @@ import numpy as np
 
 from llmc.graph import Dim
 from llmc.ops.context import Context, Rule
+from llmc.ops.matmul import HALF
 from llmc.ops.tensor import (
     broadcast_to,
     cast,
@@ -28,15 +29,16 @@ op = relax.op
 
 # -- softmax ----------------------------------------------------------------------------------------------------
 def _softmax(f: Any) -> Rule:
-    """Along one axis since opset 13; before, over all axes from `axis` on at once."""
+    """Along one axis since opset 13; before, over all axes from `axis` on at once. Half precision works in float32."""
 
     def rule(ctx: Context) -> Expr:
-        shape = ctx.shape()
+        shape, dtype = ctx.shape(), ctx.dtype()
+        x = cast(ctx, ctx.x(), "float32") if dtype in HALF else ctx.x()
         if ctx.node.version >= 13:
-            return f(ctx.x(), ctx.axis(int(ctx.attr("axis", -1)), len(shape)))
+            return cast(ctx, ctx.emit(f(x, ctx.axis(int(ctx.attr("axis", -1)), len(shape)))), dtype)
         axis = ctx.axis(int(ctx.attr("axis", 1)), len(shape))
-        flat = reshape(ctx, ctx.x(), [product(shape[:axis]), product(shape[axis:])])
-        return reshape(ctx, ctx.emit(f(flat, 1)), shape)
+        flat = reshape(ctx, x, [product(shape[:axis]), product(shape[axis:])])
+        return cast(ctx, reshape(ctx, ctx.emit(f(flat, 1)), shape), dtype)
 
     return rule
 
@@ -124,10 +126,27 @@ def _per_channel(ctx: Context, x: Expr, rank: int) -> Expr:
     return reshape(ctx, x, [*shape_of(x), *([1] * (rank - 2))])
 
 
-def _batch_normalization(ctx: Context) -> Expr:
-    """Inference: running statistics are used, and not changed."""
-    if ctx.attr("training_mode", 0):
-        ctx.fail("BatchNormalization in training mode; export the model for inference")
+def _batch_normalization(ctx: Context) -> tuple[Expr | None, ...]:
+    """Running statistics are used, and not changed; in training mode those of the batch, which the running ones then
+    follow."""
+    if not ctx.attr("training_mode", 0):
+        return _batch_norm(ctx, ctx.x(3), ctx.x(4)), None, None
+    x, momentum = ctx.x(), float(ctx.attr("momentum", 0.9))
+    axes = [i for i in range(ctx.rank()) if i != 1]
+    mean = ctx.emit(op.mean(x, axes, False))
+    centre = ctx.emit(op.subtract(x, _per_channel(ctx, mean, ctx.rank())))
+    variance = ctx.emit(op.mean(ctx.emit(op.multiply(centre, centre)), axes, False))
+
+    def follow(old: Any, new: Any) -> Any:
+        kept = te.const(momentum, ctx.dtype(3))
+        return old * kept + new.astype(ctx.dtype(3)) * (te.const(1, ctx.dtype(3)) - kept)
+
+    running = [elementwise(ctx, "running", follow, ctx.x(i), new) for i, new in ((3, mean), (4, variance))]
+    return _batch_norm(ctx, mean, variance), *running
+
+
+def _batch_norm(ctx: Context, mean: Expr, variance: Expr) -> Expr:
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias, all by channel."""
     epsilon = float(ctx.attr("epsilon", 1e-5))
 
     def norm(x: Any, weight: Any, bias: Any, mean: Any, variance: Any) -> Any:
@@ -137,7 +156,8 @@ def _batch_normalization(ctx: Context) -> Expr:
         return y.astype(ctx.dtype())
 
     rank = ctx.rank()
-    return elementwise(ctx, "batch_norm", norm, ctx.x(0), *(_per_channel(ctx, ctx.x(i), rank) for i in range(1, 5)))
+    channels = (_per_channel(ctx, p, rank) for p in (ctx.x(1), ctx.x(2), mean, variance))
+    return elementwise(ctx, "batch_norm", norm, ctx.x(0), *channels)
 
 
 def _grouped(ctx: Context, groups: Dim, weight: Expr, bias: Expr) -> Expr:

@@ -1,7 +1,7 @@
 """Quantisation: to and from integers, and the operators that compute on them.
 
 x = (q - zero_point) * scale, with one scale for the tensor, for each index of an axis, or for each block along it.
-Four-bit and eight-bit-float tensors may only be constants: they are widened here, at compile time.
+Narrow types (`llmc.ops.narrow`) are widened first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from llmc.graph import NARROW
+from llmc.ops import narrow
 from llmc.ops.context import Context, Rule
 from llmc.ops.elementwise import onnx_dtype
 from llmc.ops.matmul import integer_product
@@ -22,22 +24,9 @@ op = relax.op
 LIMITS = {
     **{name: (int(np.iinfo(name).min), int(np.iinfo(name).max)) for name in ("int8", "uint8", "int16", "uint16")},
     "int32": (-(2**31), 2**31 - 1),
+    **narrow.LIMITS,
 }
-
-
-def widened(ctx: Context, i: int) -> Expr:
-    """Input `i`; a constant of a narrow type as int8, uint8 or float32, which hold all of its values."""
-    dtype = ctx.dtype(i)
-    wide = {"int4": "int8", "uint4": "uint8", "int2": "int8", "uint2": "uint8"}.get(dtype)
-    if wide is None and dtype.startswith("float8"):
-        wide = "float32"
-    if wide is None:
-        return ctx.x(i)
-    value = ctx.const(i)
-    if value is None:
-        ctx.fail(f"a {dtype} tensor that is not constant")
-        raise AssertionError
-    return ctx.literal(value.astype(wide), wide)
+widened = narrow.wide
 
 
 def _spread(ctx: Context, shape: tuple[Any, ...], parameter: Expr) -> tuple[Expr, Any]:
@@ -80,10 +69,13 @@ def dequantize(ctx: Context, x: Expr, scale: Expr, zero: Expr | None, dtype: str
 
 
 def quantize(ctx: Context, x: Expr, scale: Expr, zero: Expr | None, dtype: str) -> Expr:
-    """x / scale rounded half to even, plus the zero point, saturated."""
-    if dtype not in LIMITS:
-        ctx.fail(f"quantisation to {dtype} at run time")
-    low, high = LIMITS[dtype]
+    """x / scale rounded half to even, plus the zero point, saturated; narrow floats are not rounded before they are.
+
+    `x`, `scale` and `zero` are in types that hold their values; a narrow result is its bits.
+    """
+    if dtype not in LIMITS and dtype not in NARROW:
+        ctx.fail(f"quantisation to {dtype}")
+    low, high = LIMITS.get(dtype, (0, 0))
     scale, place = _spread(ctx, shape_of(x), scale)
     zeros = []
     if zero is not None:
@@ -95,11 +87,17 @@ def quantize(ctx: Context, x: Expr, scale: Expr, zero: Expr | None, dtype: str) 
             level = te.nearbyint(t(*i).astype("float32") / s(*place(i)).astype("float32"))
             if zs:
                 level = level + zs[0](*place(i)).astype("float32")
-            return saturate(level, low, high).astype(dtype)
+            level = saturate(level, low, high)
+            return narrow.low_bits(level, dtype) if dtype in NARROW else level.astype(dtype)
 
-        return te.compute(out, element, name="quantize")
+        def ratio(*i: Any) -> Any:
+            level = t(*i).astype("float32") / s(*place(i)).astype("float32")
+            return level + zs[0](*place(i)) if zs else level
 
-    return compute(ctx, "quantize", body, x, scale, zeros, list(shape_of(x)))
+        return te.compute(out, element if dtype in LIMITS else ratio, name="quantize")
+
+    levels = compute(ctx, "quantize", body, x, scale, zeros, list(shape_of(x)))
+    return levels if dtype in LIMITS else narrow.encode(ctx, levels, dtype, bool(ctx.attr("saturate", 1)))
 
 
 def saturate(x: Any, low: int, high: int) -> Any:
@@ -109,13 +107,15 @@ def saturate(x: Any, low: int, high: int) -> Any:
 def _dequantize_linear(ctx: Context) -> Expr:
     dtype = onnx_dtype(ctx.attr("output_dtype")) if ctx.attr("output_dtype", 0) else ctx.dtype(1)
     zero = widened(ctx, 2) if ctx.has(2) else None
-    return dequantize(ctx, widened(ctx, 0), ctx.x(1), zero, dtype)
+    return dequantize(ctx, widened(ctx, 0), widened(ctx, 1), zero, dtype)
 
 
 def _quantize_linear(ctx: Context) -> Expr:
     dtype = onnx_dtype(ctx.attr("output_dtype")) if ctx.attr("output_dtype", 0) else "uint8"
     dtype = ctx.dtype(2) if ctx.has(2) else dtype
-    return quantize(ctx, ctx.x(0), ctx.x(1), ctx.x(2) if ctx.has(2) else None, dtype)
+    if dtype in NARROW:
+        ctx.narrow[0] = dtype
+    return quantize(ctx, ctx.x(0), widened(ctx, 1), widened(ctx, 2) if ctx.has(2) else None, dtype)
 
 
 def dynamic_quantize(ctx: Context, x: Expr) -> tuple[Expr, Expr, Expr]:

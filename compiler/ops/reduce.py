@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from llmc.ops.context import Context, Rule
 from llmc.ops.shape import axes_of
-from llmc.ops.tensor import cast, compute, dtype_of, elementwise, is_float, product, shape_of
+from llmc.ops.tensor import cast, compute, dtype_of, elementwise, full, is_float, product, shape_of
 from llmc.tvm_shim import Expr, relax, te, topi
 
 op = relax.op
 Reducer = Callable[[Expr, list[int], bool], Expr]
 
 
-def _reduction(reduce_: Callable[[Context, Expr, list[int], bool], Expr]) -> Rule:
+def _reduction(reduce_: Callable[[Context, Expr, list[int], bool], Expr], of_none: float) -> Rule:
+    """`of_none` is what nothing is reduced to; where that is infinite, integers have their least or greatest."""
+
     def rule(ctx: Context) -> Expr:
         rank = ctx.rank()
         axes = axes_of(ctx, 1, rank)
         if not axes:
             axes = [] if ctx.attr("noop_with_empty_axes", 0) else list(range(rank))
-        return reduce_(ctx, ctx.x(), axes, bool(ctx.attr("keepdims", 1)))
+        keep, shape = bool(ctx.attr("keepdims", 1)), ctx.shape()
+        if any(isinstance(shape[a], int) and shape[a] == 0 for a in axes):
+            kept = [1 if i in axes else d for i, d in enumerate(shape) if keep or i not in axes]
+            return full(ctx, kept, _of_none(of_none, ctx.dtype()), ctx.dtype())
+        return reduce_(ctx, ctx.x(), axes, keep)
 
     return rule
 
 
-def _plain(f: Reducer) -> Rule:
-    return _reduction(lambda ctx, x, axes, keep: f(x, axes, keep) if axes else x)
+def _of_none(value: float, dtype: str) -> float | int | bool:
+    if is_float(dtype):
+        return value
+    if dtype == "bool":
+        return value > 0
+    limits = np.iinfo(dtype)
+    if math.isnan(value):
+        return 0
+    return int(limits.max if value > limits.max else limits.min if value < limits.min else value)
+
+
+def _plain(f: Reducer, of_none: float) -> Rule:
+    def reduce_(ctx: Context, x: Expr, axes: list[int], keep: bool) -> Expr:
+        if not axes:
+            return x
+        if dtype_of(x) == "bool":  # False is 0, True is 1
+            return cast(ctx, ctx.emit(f(cast(ctx, x, "int8"), axes, keep)), "bool")
+        return f(x, axes, keep)
+
+    return _reduction(reduce_, of_none)
 
 
 def mean(ctx: Context, x: Expr, axes: list[int], keep: bool) -> Expr:
@@ -83,16 +110,16 @@ def _arg(f: Callable[..., object], largest: bool) -> Rule:
 
 
 RULES: dict[str, Rule] = {
-    "ReduceSum": _plain(op.sum),
-    "ReduceMax": _plain(op.max),
-    "ReduceMin": _plain(op.min),
-    "ReduceProd": _plain(op.prod),
-    "ReduceMean": _reduction(mean),
-    "ReduceSumSquare": _reduction(_square_sum),
-    "ReduceL1": _reduction(_l1),
-    "ReduceL2": _reduction(lambda ctx, x, axes, keep: _root(ctx, ctx.emit(_square_sum(ctx, x, axes, keep)))),
-    "ReduceLogSum": _reduction(lambda ctx, x, axes, keep: _log(ctx, ctx.emit(op.sum(x, axes, keep)))),
-    "ReduceLogSumExp": _reduction(_log_sum_exp),
+    "ReduceSum": _plain(op.sum, 0),
+    "ReduceMax": _plain(op.max, -math.inf),
+    "ReduceMin": _plain(op.min, math.inf),
+    "ReduceProd": _plain(op.prod, 1),
+    "ReduceMean": _reduction(mean, math.nan),
+    "ReduceSumSquare": _reduction(_square_sum, 0),
+    "ReduceL1": _reduction(_l1, 0),
+    "ReduceL2": _reduction(lambda ctx, x, axes, keep: _root(ctx, ctx.emit(_square_sum(ctx, x, axes, keep))), 0),
+    "ReduceLogSum": _reduction(lambda ctx, x, axes, keep: _log(ctx, ctx.emit(op.sum(x, axes, keep))), -math.inf),
+    "ReduceLogSumExp": _reduction(_log_sum_exp, -math.inf),
     "ArgMax": _arg(topi.argmax, True),
     "ArgMin": _arg(topi.argmin, False),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmc.ops.context import Context, Rule
+from llmc.ops.scalar import select
 from llmc.ops.tensor import compute, shape_of
 from llmc.tvm_shim import Expr, te
 
@@ -18,7 +19,7 @@ def _text(value: str | bytes) -> str:
 
 def _coordinates(mode: str, n: int, length: int, scale: float, roi: tuple[float, float]) -> np.ndarray:
     """Where in the input, whose extent is n, each of `length` output places lies."""
-    out = np.arange(length, dtype=np.float64)
+    out, width = np.arange(length, dtype=np.float64), scale * n  # as wide as scales say, the fraction included
     match mode:
         case "half_pixel":
             return (out + 0.5) / scale - 0.5
@@ -28,12 +29,10 @@ def _coordinates(mode: str, n: int, length: int, scale: float, roi: tuple[float,
         case "pytorch_half_pixel":
             return (out + 0.5) / scale - 0.5 if length > 1 else np.zeros(length)
         case "align_corners":
-            return out * (n - 1) / (length - 1) if length > 1 else np.zeros(length)
+            return out * (n - 1) / (width - 1) if width != 1 else np.zeros(length)
         case "tf_crop_and_resize":
-            span = (roi[1] - roi[0]) * (n - 1)
-            return (
-                roi[0] * (n - 1) + out * span / (length - 1) if length > 1 else np.full(length, np.mean(roi) * (n - 1))
-            )
+            first, span = roi[0] * (n - 1), (roi[1] - roi[0]) * (n - 1)
+            return first + out * span / (width - 1) if width != 1 else np.full(length, np.mean(roi) * (n - 1))
         case _:  # asymmetric
             return out / scale
 
@@ -60,14 +59,18 @@ def _kernel(mode: str, a: float, distance: np.ndarray) -> np.ndarray:
     return np.where(d <= 1, near, np.where(d < 2, far, 0))
 
 
-def taps(ctx: Context, n: int, length: int, scale: float, roi: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """(places, weights), both [length, taps]: out[i] = sum of weights[i, t] * x[places[i, t]]."""
-    mode = _text(ctx.attr("mode", "nearest"))
-    where = _text(ctx.attr("coordinate_transformation_mode", "half_pixel"))
+def taps(
+    ctx: Context, n: int, length: int, scale: float, roi: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(places, weights), both [length, taps], and [length]: out[i] = sum of weights[i, t] * x[places[i, t]], or the
+    extrapolation value where the last is true."""
+    mode, old = _text(ctx.attr("mode", "nearest")), ctx.node.version < 11
+    where = _text(ctx.attr("coordinate_transformation_mode", "asymmetric" if old else "half_pixel"))
     x = _coordinates(where, n, length, scale, roi)
+    beyond = ((x < 0) | (x > n - 1)) & (where == "tf_crop_and_resize")
     if mode == "nearest":
-        places = _nearest(_text(ctx.attr("nearest_mode", "round_prefer_floor")), x)[:, None]
-        return np.clip(places, 0, n - 1).astype(np.int64), np.ones((length, 1))
+        places = _nearest(_text(ctx.attr("nearest_mode", "floor" if old else "round_prefer_floor")), x)[:, None]
+        return np.clip(places, 0, n - 1).astype(np.int64), np.ones((length, 1)), beyond
     shrink = min(scale, 1.0) if ctx.attr("antialias", 0) else 1.0
     reach = math.ceil((1 if mode == "linear" else 2) / shrink)
     places = np.floor(x)[:, None] + np.arange(1 - reach, reach + 1)
@@ -76,17 +79,15 @@ def taps(ctx: Context, n: int, length: int, scale: float, roi: tuple[float, floa
     if ctx.attr("exclude_outside", 0):
         weights = np.where(inside, weights, 0)
     weights = weights / weights.sum(1, keepdims=True)
-    if where == "tf_crop_and_resize" and ((x < 0) | (x > n - 1)).any():
-        ctx.fail("tf_crop_and_resize outside of the image")
-    return np.clip(places, 0, n - 1).astype(np.int64), weights
+    return np.clip(places, 0, n - 1).astype(np.int64), weights, beyond
 
 
 def _resize(ctx: Context) -> Expr:
-    """Inputs X, roi, scales, sizes; in opset 10 X, scales."""
+    """Inputs X, roi, scales, sizes; before opset 11 X, scales; before 9 X alone, and scales are an attribute."""
     x, rank = ctx.x(), ctx.rank()
     axes = [ctx.axis(int(a), rank) for a in ctx.attr("axes") or range(rank)]
     at = 1 if ctx.node.version < 11 else 2
-    scales = ctx.const(at) if ctx.has(at) else None
+    scales = np.asarray(ctx.attr("scales")) if ctx.attr("scales") else ctx.const(at) if ctx.has(at) else None
     sizes = ctx.ints(3) if ctx.has(3) else None
     if sizes is None and (scales is None or not scales.size):
         ctx.fail("scales or sizes must be constant")
@@ -116,13 +117,19 @@ def _factor(ctx: Context, axes: list[int], k: int, scales: Any, sizes: list[int]
     return ratio, math.floor(dims[k] * ratio + 0.5)
 
 
-def _interpolate(ctx: Context, x: Expr, axis: int, places: np.ndarray, weights: np.ndarray) -> Expr:
+def _interpolate(ctx: Context, x: Expr, axis: int, places: np.ndarray, weights: np.ndarray, beyond: np.ndarray) -> Expr:
     dtype = str(x.ty.dtype)
     work = dtype if dtype in ("float32", "float64") else "float32"
     count = places.shape[1]
 
-    def body(t: Any, p: Any, w: Any, out: list[Any]) -> Any:
+    outside = te.const(float(ctx.attr("extrapolation_value", 0.0)), dtype)
+
+    def body(t: Any, p: Any, w: Any, masks: list[Any], out: list[Any]) -> Any:
         def element(*i: Any) -> Any:
+            value = inside(*i)
+            return select(masks[0](i[axis]) != te.const(0, "int8"), outside, value) if masks else value
+
+        def inside(*i: Any) -> Any:
             def tap(k: Any) -> Any:
                 return t(*i[:axis], p(i[axis], k), *i[axis + 1 :])
 
@@ -137,7 +144,8 @@ def _interpolate(ctx: Context, x: Expr, axis: int, places: np.ndarray, weights: 
 
     shape = [*shape_of(x)]
     shape[axis] = places.shape[0]
-    return compute(ctx, "resize", body, x, ctx.literal(places, "int64"), ctx.literal(weights, work), shape)
+    masks = [ctx.literal(beyond.astype(np.int8), "int8")] if beyond.any() else []
+    return compute(ctx, "resize", body, x, ctx.literal(places, "int64"), ctx.literal(weights, work), masks, shape)
 
 
 RULES: dict[str, Rule] = {"Resize": _resize, "Upsample": _resize}

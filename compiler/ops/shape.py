@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ import numpy as np
 from llmc.graph import Dim, same_dim
 from llmc.ops.context import Context, Rule
 from llmc.ops.scalar import select
+from llmc.ops.shape_data import padded_extents, slice_of_data
 from llmc.ops.tensor import (
     broadcast_shape,
     broadcast_to,
     compute,
     concat,
+    elementwise,
     full,
     permute,
     product,
@@ -39,6 +42,8 @@ def axes_of(ctx: Context, i: int, rank: int) -> list[int] | None:
 
 # -- same elements, another shape -------------------------------------------------------------------------------
 def _reshape(ctx: Context) -> Expr:
+    if ctx.value(1) is None:
+        return reshape(ctx, ctx.x(), _resolved_shape(ctx))
     old, new = ctx.shape(), ctx.dims(1)
     if not ctx.attr("allowzero", 0):
         new = [old[i] if isinstance(d, int) and d == 0 else d for i, d in enumerate(new)]
@@ -49,6 +54,31 @@ def _reshape(ctx: Context) -> Expr:
     else:
         ctx.unify(product(old), product(new))
     return reshape(ctx, ctx.x(), new)
+
+
+def _resolved_shape(ctx: Context) -> list[Dim]:
+    """A new shape that is known at run time alone, with its 0 and -1 replaced."""
+    old, count = ctx.shape(), ctx.shape(1)[0]
+    if not isinstance(count, int):
+        ctx.fail("the result's rank is known at run time only")
+    kept = min(count, len(old)) if not ctx.attr("allowzero", 0) else 0
+
+    def body(given: Any, old: list[Any], total: Any) -> Any:
+        def wanted(i: int) -> Any:
+            d = given(te.const(i, "int64")).astype("int64")
+            return select(d == 0, te.const(1, "int64") * old[i], d) if i < kept else d
+
+        sizes = [wanted(i) for i in range(count)]
+        known = reduce(lambda a, d: a * select(d < 0, te.const(1, "int64"), d), sizes, te.const(1, "int64"))
+        rest = te.floordiv(te.const(1, "int64") * total, te.max(known, te.const(1, "int64")))
+
+        def element(i: Any) -> Any:
+            size = reduce(lambda other, n: select(i == n, sizes[n], other), range(1, count), sizes[0])
+            return select(size < 0, rest, size)
+
+        return te.compute((count,), element, name="new_shape")
+
+    return ctx.measured(compute(ctx, "new_shape", body, ctx.x(1), list(old), product(old)), count)
 
 
 def _flatten(ctx: Context) -> Expr:
@@ -96,11 +126,17 @@ def _space_to_depth(ctx: Context) -> Expr:
 
 # -- more or fewer elements -------------------------------------------------------------------------------------
 def _expand(ctx: Context) -> Expr:
-    return broadcast_to(ctx, ctx.x(), broadcast_shape(ctx, ctx.shape(), ctx.dims(1)))
+    if ctx.value(1) is not None:
+        return broadcast_to(ctx, ctx.x(), broadcast_shape(ctx, ctx.shape(), ctx.dims(1)))
+    sizes = ctx.extents(1)
+    old = [1] * (len(sizes) - ctx.rank()) + list(ctx.shape())
+    new = [1] * (len(old) - len(sizes)) + sizes
+    one = [isinstance(d, int) and d == 1 for d in old]  # other dimensions stay: a size of run time is theirs, or 1
+    return broadcast_to(ctx, ctx.x(), [n if single else d for d, n, single in zip(old, new, one, strict=True)])
 
 
 def _tile(ctx: Context) -> Expr:
-    repeats, shape = ctx.dims(1), ctx.shape()
+    repeats, shape = ctx.extents(1), ctx.shape()
 
     def body(x: Any, out: list[Any], sizes: list[Any]) -> Any:
         return te.compute(out, lambda *i: x(*(te.floormod(a, d) for a, d in zip(i, sizes, strict=True))), name="tile")
@@ -160,8 +196,16 @@ def _slice_range(dim: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
 
 def _slice(ctx: Context) -> Expr:
     x, rank = ctx.x(), ctx.rank()
-    starts, ends = ctx.dims(1), ctx.dims(2)
-    axes = [ctx.axis(a, rank) for a in ctx.ints(3)] if ctx.has(3) else range(len(starts))
+    if ctx.node.version < 10:
+        starts, ends = ([int(v) for v in ctx.attr(a)] for a in ("starts", "ends"))
+        given = ctx.attr("axes")
+    else:
+        given = ctx.ints(3) if ctx.has(3) else None
+        if ctx.value(1) is None or ctx.value(2) is None:
+            axes = [ctx.axis(int(a), rank) for a in given or range(int(ctx.shape(1)[0]))]
+            return slice_of_data(ctx, x, ctx.x(1), ctx.x(2), axes, ctx.ints(4) if ctx.has(4) else [1] * len(axes))
+        starts, ends = ctx.dims(1), ctx.dims(2)
+    axes = [ctx.axis(int(a), rank) for a in given or range(len(starts))]
     steps = ctx.ints(4) if ctx.has(4) else [1] * len(starts)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         dim = shape_of(x)[axis]
@@ -175,12 +219,16 @@ def _pad(ctx: Context) -> Expr:
     x, rank, shape = ctx.x(), ctx.rank(), ctx.shape()
     mode = ctx.attr("mode", "constant")
     mode = mode.decode() if isinstance(mode, bytes) else mode
-    given = ctx.dims(1) if ctx.has(1) else list(ctx.attr("pads"))
     axes = [ctx.axis(a, rank) for a in ctx.ints(3)] if ctx.has(3) else list(range(rank))
+    data = ctx.has(1) and ctx.value(1) is None  # are the pads known at run time only?
     before: list[Dim] = [0] * rank
-    after: list[Dim] = [0] * rank
-    for n, a in enumerate(axes):
-        before[a], after[a] = given[n], given[n + len(axes)]
+    if data:
+        out = padded_extents(ctx, x, ctx.x(1), axes)
+    else:
+        given = ctx.dims(1) if ctx.has(1) else list(ctx.attr("pads"))
+        out = list(shape)
+        for n, a in enumerate(axes):
+            before[a], out[a] = given[n], simplify(shape[a] + given[n] + given[n + len(axes)])
     value = ctx.x(2) if ctx.has(2) else full(ctx, (), ctx.attr("value", 0), ctx.dtype())
     value = reshape(ctx, value, ())
 
@@ -193,7 +241,10 @@ def _pad(ctx: Context) -> Expr:
         r = te.floormod(i, period)
         return te.min(r, period - r) if mode == "reflect" else i
 
-    def body(t: Any, pad: Any, out: list[Any], low: list[Any], sizes: list[Any]) -> Any:
+    def body(t: Any, pad: Any, out: list[Any], low: list[Any], sizes: list[Any], pads: list[Any]) -> Any:
+        for n, a in enumerate(axes if pads else ()):
+            low[a] = pads[0](te.const(n, "int64")).astype("int64")
+
         def element(*i: Any) -> Any:
             at = [a - b for a, b in zip(i, low, strict=True)]
             if mode != "constant":
@@ -203,8 +254,7 @@ def _pad(ctx: Context) -> Expr:
 
         return te.compute(out, element, name="pad")
 
-    out = [simplify(d + b + a) for d, b, a in zip(shape, before, after, strict=True)]
-    return compute(ctx, "pad", body, x, value, out, before, list(shape))
+    return compute(ctx, "pad", body, x, value, out, before, list(shape), [ctx.x(1)] if data else [])
 
 
 def _trilu(ctx: Context) -> Expr:
@@ -239,7 +289,7 @@ def _dims_tensor(ctx: Context, dims: Sequence[Dim]) -> Expr:
 
 def _constant_of_shape(ctx: Context) -> Expr:
     value = np.asarray(ctx.attr("value", np.zeros(1, np.float32)))
-    return full(ctx, ctx.dims(0), value.reshape(-1)[0].item(), value.dtype.name)
+    return full(ctx, ctx.extents(0), value.reshape(-1)[0].item(), value.dtype.name)
 
 
 def _range(ctx: Context) -> Expr:
@@ -248,6 +298,8 @@ def _range(ctx: Context) -> Expr:
         a, b, d = (n.reshape(-1)[0] for n in numbers)  # type: ignore[union-attr]
         count: Dim = max(math.ceil((float(b) - float(a)) / float(d)), 0)
         first, step = a.item(), d.item()
+    elif any(ctx.value(i) is None for i in range(3)):
+        return _range_of_data(ctx)
     else:
         first, (limit,), (step,) = ctx.dims(0)[0], ctx.dims(1), ctx.dims(2)
         if not isinstance(step, int):
@@ -263,6 +315,22 @@ def _range(ctx: Context) -> Expr:
         )
 
     return compute(ctx, "range", body, [count], 0 if isinstance(first, float) else first)
+
+
+def _range_of_data(ctx: Context) -> Expr:
+    """A range whose bounds are known at run time alone."""
+    numbers, dtype = [reshape(ctx, ctx.x(i), ()) for i in range(3)], ctx.dtype()
+
+    def length(first: Any, limit: Any, step: Any) -> Any:
+        count = te.ceil((limit.astype("float64") - first.astype("float64")) / step.astype("float64"))
+        return te.max(count, te.const(0, "float64")).astype("int64")
+
+    (count,) = ctx.measured(reshape(ctx, elementwise(ctx, "length", length, *numbers), [1]), 1)
+
+    def body(first: Any, step: Any, out: list[Any]) -> Any:
+        return te.compute(out, lambda i: first() + i.astype(dtype) * step(), name="range")
+
+    return compute(ctx, "range", body, numbers[0], numbers[2], [count])
 
 
 def _eye_like(ctx: Context) -> Expr:

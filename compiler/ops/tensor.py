@@ -14,7 +14,7 @@ import numpy as np
 from llmc.graph import Dim, as_dim, same_dim
 from llmc.ops.context import Context
 from llmc.ops.scalar import select
-from llmc.tvm_shim import Analyzer, Expr, relax, te, tirx, tvm
+from llmc.tvm_shim import Analyzer, Expr, IRBuilder, T, relax, te, tirx, tvm
 
 
 def shape_of(x: Expr) -> tuple[Dim, ...]:
@@ -127,7 +127,7 @@ def same_shape(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
 
 
 def reshape(ctx: Context, x: Expr, shape: Sequence[Dim]) -> Expr:
-    if any(isinstance(d, int) and d == 0 for d in shape):  # Relax would read 0 as "keep this dimension"
+    if any(isinstance(d, int) and d == 0 for d in (*shape, *shape_of(x))):  # Relax would read 0 as "keep this one"
         return full(ctx, shape, 0, dtype_of(x))
     return x if same_shape(shape_of(x), shape) else ctx.emit(relax.op.reshape(x, list(shape)))
 
@@ -155,6 +155,9 @@ def concat(ctx: Context, xs: Sequence[Expr], axis: int) -> Expr:
 
 
 def full(ctx: Context, shape: Sequence[Dim], value: float | int | bool, dtype: str) -> Expr:
+    if not np.isfinite(value):  # TVM writes no constant of these
+        one = ctx.literal(np.full([1] * len(shape), value, dtype), dtype)
+        return broadcast_to(ctx, one, shape)
     return ctx.emit(relax.op.full(list(shape), relax.const(np.asarray(value, dtype), dtype), dtype))
 
 
@@ -173,3 +176,32 @@ def index_of(position: Any, size: Any) -> Any:
     """An ONNX index as a place in 0..size-1: negative ones count from the end, and none is outside of the tensor."""
     wrapped = select(position < 0, position + size, position)
     return te.max(te.min(wrapped, size - 1), te.const(0, "int64"))
+
+
+def loops(
+    ctx: Context,
+    name: str,
+    nest: Callable[..., Any],
+    inputs: Sequence[Expr],
+    outputs: Sequence[tuple[Sequence[Dim], str]],
+    dims: Sequence[Dim] = (),
+) -> list[Expr]:
+    """Emit a loop nest written with the IR builder, for what no formula of an element's place says.
+
+    `nest(*buffers, *dims)` gets inputs and outputs as buffers of one dimension each, in C order, and the dimensions; a
+    buffer that it only works in is an output, too.
+    """
+
+    def body(xs: list[Any], shapes: list[list[Any]], sizes: list[Any]) -> Any:
+        def fill(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+            with IRBuilder() as builder:
+                with T.attr(0, "sequence", 0):  # several loops in a row need a frame around them
+                    nest(*map(T.buffer_proxy, (*ins, *outs)), *(T.int64(d) if isinstance(d, int) else d for d in sizes))
+                return builder.get()
+
+        return te.extern(shapes, xs, fill, dtype=[dtype for _, dtype in outputs], name=name)
+
+    made = compute(ctx, name, body, list(inputs), [list(shape) for shape, _ in outputs], list(dims))
+    if len(outputs) == 1:
+        return [made]
+    return [ctx.emit(relax.TupleGetItem(made, i)) for i in range(len(outputs))]

@@ -13,7 +13,7 @@ from llmc.errors import ModelError, UnsupportedError
 from llmc.graph import Graph
 from llmc.importer import import_model
 from llmc.ops import RULES
-from tests.importer.helpers import BOOL, FLOAT, model, node, saved
+from tests.importer.helpers import FLOAT, model, node, saved
 
 X = ("x", FLOAT, ["n", 4])
 CONSTANTS = {"w": np.ones(4, np.float32), "axes": np.array([1])}
@@ -133,10 +133,3 @@ def test_known_branch_is_taken(tmp_path: Path, taken: bool) -> None:
     constants = {"one": np.array(1), "four": np.array(4 if taken else 5)}
     graph = import_model(saved(tmp_path, model(nodes, [X], ["y"], constants)))
     assert ops(graph) == ["Relu", "Add", "Exp" if taken else "Abs", "Identity"]
-
-
-def test_unknown_branch_is_reported(tmp_path: Path) -> None:
-    body = helper.make_graph([node("Abs", "x", "o")], "b", [], [helper.make_tensor_value_info("o", FLOAT, None)])
-    nodes = [node("If", "c", "y", then_branch=body, else_branch=body)]
-    with pytest.raises(UnsupportedError, match=r"/y \(ai.onnx.If, opset 17\)"):
-        import_model(saved(tmp_path, model(nodes, [X, ("c", BOOL, [])], ["y"])))

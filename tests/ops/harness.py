@@ -20,6 +20,7 @@ from llmc.fallback import legalize_and_schedule
 from llmc.graph import Node, TensorType
 from llmc.ops import RULES
 from llmc.ops.context import Emitter
+from llmc.runtime.arrays import aligned, to_numpy, to_tensor
 from llmc.targets.x86 import AVX2
 from llmc.tvm_shim import TvmTarget, relax, tirx, tvm
 
@@ -110,7 +111,8 @@ def emit(bb: Any, name: str, c: Case) -> tuple[TensorType, ...] | Exception:
         if i in c.const:
             emitter.constants[f"x{i}"] = x
         else:
-            params.append(relax.Var(f"x{i}", relax.TensorType(list(shape), x.dtype.name)))
+            carrier = emitter.graph_types[f"x{i}"].carrier
+            params.append(relax.Var(f"x{i}", relax.TensorType(list(shape), carrier)))
             emitter.exprs[f"x{i}"] = params[-1]
     names = tuple(f"x{i}" if x is not None else "" for i, x in enumerate(c.inputs))
     outputs = tuple(f"y{i}" for i in range(c.outputs))
@@ -147,9 +149,10 @@ class Compiled:
     def run(self, c: Case) -> list[Array]:
         if id(c) in self.errors:
             raise self.errors[id(c)]
-        feed = [tvm.runtime.tensor(x) for i, x in enumerate(c.inputs) if x is not None and i not in c.const]
+        feed = [to_tensor(aligned(x)) for i, x in enumerate(c.inputs) if x is not None and i not in c.const]
         result = self.vm[self.index[id(c)]](*feed)
-        return [r.numpy() for r in (result if c.outputs > 1 else [result])]
+        results = result if c.outputs > 1 else [result]
+        return [to_numpy(r, type_.dtype) for r, type_ in zip(results, self.types[id(c)], strict=True)]
 
 
 def check(compiled: Compiled, c: Case) -> None:
