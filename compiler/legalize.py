@@ -9,7 +9,7 @@ from llmc.graph import Dim, as_dim, same_dim
 from llmc.ops.scalar import exp
 from llmc.ops.tensor import reduce_rows
 from llmc.tir_pipeline import OPAQUE
-from llmc.tvm_shim import Expr, te, tirx, topi
+from llmc.tvm_shim import Expr, te, tirx
 
 Group = tuple[range, range]  # dimensions of the source, and those of the result that hold the same elements
 
@@ -92,8 +92,20 @@ def _softmax(bb: Any, call: Any) -> Expr:
     return bb.call_te(softmax, call.args[0], primfunc_name_hint="softmax")
 
 
-def _reduction(reducer: Any, general: Any) -> Callable[[Any, Any], Expr]:
-    """Over the last axis by lanes, over others as TVM does."""
+def _extreme(largest: bool) -> Any:
+    """te.max or te.min, but of nothing they are infinite, where TVM has the least or largest finite number."""
+
+    def of_none(dtype: Any) -> Any:
+        end = te.min_value(dtype) if largest else te.max_value(dtype)
+        return end * te.const(2, dtype) if str(dtype).startswith(("float", "bfloat")) else end
+
+    if largest:
+        return te.comm_reducer(lambda a, b: tirx.max(a, b), of_none, "max")
+    return te.comm_reducer(lambda a, b: tirx.min(a, b), of_none, "min")
+
+
+def _reduction(reducer: Any, name: str) -> Callable[[Any, Any], Expr]:
+    """Over the last axis by lanes, over others one after another."""
 
     def legalize(bb: Any, call: Any) -> Expr:
         x, keep = call.args[0], bool(call.attrs.keepdims)
@@ -102,13 +114,21 @@ def _reduction(reducer: Any, general: Any) -> Callable[[Any, Any], Expr]:
 
         def by_lanes(x: Any) -> Any:
             rows = [*x.shape[:-1], *([1] if keep else [])]
-            return reduce_rows(reducer, rows, lambda *i: x(*i[: rank - 1], i[-1]), x.shape[-1], general.__name__)
+            return reduce_rows(reducer, rows, lambda *i: x(*i[: rank - 1], i[-1]), x.shape[-1], name)
 
         def by_axes(x: Any) -> Any:
-            return general(x, axes, keep)
+            reduced = {a: te.reduce_axis((0, x.shape[a]), f"k{a}") for a in axes}
+            rows = [1 if a in reduced else d for a, d in enumerate(x.shape) if keep or a not in reduced]
+
+            def element(*i: Any) -> Any:
+                kept = iter(i) if not keep else iter([v for a, v in enumerate(i) if a not in reduced])
+                place = [reduced[a] if a in reduced else next(kept) for a in range(rank)]
+                return reducer(x(*place), axis=list(reduced.values()))
+
+            return te.compute(rows, element, name=name)
 
         chosen = by_lanes if axes == [rank - 1] else by_axes
-        return bb.call_te(chosen, x, primfunc_name_hint=general.__name__)
+        return bb.call_te(chosen, x, primfunc_name_hint=name)
 
     return legalize
 
@@ -135,10 +155,10 @@ def _shape_to_tensor(bb: Any, call: Any) -> Expr:
 
 
 LEGALIZE: dict[str, Callable[[Any, Any], Expr]] = {
-    "relax.max": _reduction(te.max, topi.max),
-    "relax.min": _reduction(te.min, topi.min),
+    "relax.max": _reduction(_extreme(True), "max"),
+    "relax.min": _reduction(_extreme(False), "min"),
     "relax.nn.softmax": _softmax,
     "relax.reshape": _reshape,
     "relax.shape_to_tensor": _shape_to_tensor,
-    "relax.sum": _reduction(te.sum, topi.sum),
+    "relax.sum": _reduction(te.sum, "sum"),
 }

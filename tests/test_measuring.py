@@ -130,7 +130,7 @@ def test_caches_of_a_rounded_model_are_not_judged() -> None:
      ("w4a8-g32", ["4-bit, groups of 32", "8-bit, groups of 32"], 0.9)],
 )  # fmt: skip
 def test_own_rounding_may_err_more(format: str, weights: list[str], bound: float | None) -> None:
-    manifest = types.SimpleNamespace(quantization={"format": format, "weights": weights})
+    manifest = types.SimpleNamespace(quantization={"format": format, "weights": weights}, decoder=None)
     assert checker.cosine_bound(manifest) == bound
 
 

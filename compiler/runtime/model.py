@@ -108,9 +108,9 @@ class Model:
         """The model's plain signature. Raises ArtifactError if it has none."""
         if "main" not in self.functions:
             decoder = self.manifest.decoder
-            what = f"keeps its cache in {decoder.kv_cache}, and has" if decoder else "has"
+            rounded = decoder.kv_cache if decoder and decoder.kv_cache != "float32" else ""
             raise ArtifactError(
-                f"{what} no plain signature with past and present as arrays",
+                f"no function main{f': sessions alone read its cache in {rounded}' if rounded else ''}",
                 where=str(self.artifact.path),
                 hint="use a session: model.session(), or llmc generate",
             )
