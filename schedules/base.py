@@ -24,11 +24,15 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Arg:
-    """One buffer of a kernel. A dimension is an int, or the name of a symbol that is read from the buffer itself."""
+    """One buffer of a kernel. A dimension is an int, or the name of a symbol that is read from the buffer itself.
+
+    `cold`: an input that models read from memory, since every layer has its own, where others were just written.
+    """
 
     name: str
     shape: tuple[int | str, ...]
     dtype: str
+    cold: bool = False
 
 
 @dataclass(frozen=True)

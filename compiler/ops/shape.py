@@ -121,7 +121,8 @@ def _depth_to_space(ctx: Context) -> Expr:
 def _space_to_depth(ctx: Context) -> Expr:
     (n, c, h, w), b = ctx.shape(), int(ctx.attr("blocksize"))
     y = reshape(ctx, ctx.x(), [n, c, simplify(h // b), b, simplify(w // b), b])
-    return reshape(ctx, permute(ctx, y, [0, 3, 5, 1, 2, 4]), [n, c * b * b, simplify(h // b), simplify(w // b)])
+    perm = [0, 3, 5, 1, 2, 4] if ctx.attr("mode", "DCR") in ("DCR", b"DCR") else [0, 1, 3, 5, 2, 4]
+    return reshape(ctx, permute(ctx, y, perm), [n, c * b * b, simplify(h // b), simplify(w // b)])
 
 
 # -- more or fewer elements -------------------------------------------------------------------------------------

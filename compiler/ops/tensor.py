@@ -151,6 +151,8 @@ def concat(ctx: Context, xs: Sequence[Expr], axis: int) -> Expr:
         for i, (a, b) in enumerate(zip(first, shape_of(x), strict=True)):
             if i != axis:
                 ctx.unify(a, b)
+    some = [x for x in xs if not (isinstance(shape_of(x)[axis], int) and shape_of(x)[axis] == 0)]
+    xs = some or xs[:1]  # TVM cannot store a constant without elements, which an empty past is
     return xs[0] if len(xs) == 1 else ctx.emit(relax.op.concat(list(xs), axis))
 
 

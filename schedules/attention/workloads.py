@@ -24,11 +24,11 @@ class _OnCache(Workload):
 def cache_arguments(kv_cache: KVCache, KV: int, D: int, blocks: str, length: str) -> tuple[Arg, ...]:
     """The buffers of a cache of KV heads of D dimensions; `blocks` and `length` name its symbolic dimensions."""
     if kv_cache == "float32":
-        return Arg("kp", ("B", KV, blocks, D, BLOCK), F32), Arg("v", ("B", KV, length, D), F32)
+        return Arg("kp", ("B", KV, blocks, D, BLOCK), F32, cold=True), Arg("v", ("B", KV, length, D), F32, cold=True)
     format = FORMATS[kv_cache]
     shapes = format.shapes(D)
     dtypes = {"kp": format.dtype, "v": format.dtype, "planes": format.planes}
-    return tuple(Arg(name, ("B", KV, blocks, *shape), dtypes[name]) for name, shape in shapes.items())
+    return tuple(Arg(name, ("B", KV, blocks, *shape), dtypes[name], cold=True) for name, shape in shapes.items())
 
 
 @dataclass(frozen=True)

@@ -45,3 +45,27 @@ def compiled():
 @pytest.mark.parametrize("c", CASES, ids=str)
 def test_reduce(compiled, c):
     check(compiled, c)
+
+
+NOTHING = np.zeros((2, 0, 3), np.float32)
+HIDDEN = np.full((2, 3), -np.inf, np.float32)
+EDGES = [
+    *(
+        case(f"Reduce{op}", NOTHING, np.array([1]), const=[1], opset=20, reference="onnx", label="nothing")
+        for op in ("Sum", "Max", "Min", "Prod", "SumSquare", "L1", "L2", "LogSum", "LogSumExp")
+    ),
+    case("ReduceMax", HIDDEN, np.array([1]), const=[1], opset=20, reference="onnx", label="infinite"),
+    case("ReduceMin", -HIDDEN, np.array([0]), const=[1], opset=20, reference="onnx", label="infinite"),
+    case("ReduceMax", HIDDEN < 0, np.array([0]), const=[1], opset=20, reference="onnx", label="bool"),
+]
+
+
+@pytest.mark.parametrize("c", EDGES, ids=str)
+def test_edges(edges, c):
+    """Nothing to reduce, nothing but infinities, and booleans."""
+    check(edges, c)
+
+
+@pytest.fixture(scope="module")
+def edges():
+    return Compiled(EDGES)

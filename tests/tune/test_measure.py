@@ -192,3 +192,15 @@ def test_interruptions_do_not_move_the_estimate() -> None:
     middle, spread = undisturbed(list(seconds))
     assert abs(middle - 1.0) < 0.01 and spread < 0.01
     assert undisturbed([1.0, 2.0, 3.0, 4.0, 5.0])[1] > 0.5  # few and far apart: nothing is known
+
+
+def test_what_models_read_from_memory_is_not_in_the_cache() -> None:
+    """Keys and values of other layers pass between two calls of attention; its queries were just computed."""
+    kernel = Kernel(ATTENTION, AttentionWorkload(4, 2, 16, 0.25))
+    point = Point((("B", 1), ("S", 2), ("CB", 4), ("C", 256)))
+    subject = Subject(Task(kernel, native(), (point,)), careful=False, seed=0)
+    (case,) = subject.timed
+    first, second = (dict(zip(case.inputs, next(subject._inputs(case)), strict=True)) for _ in range(2))
+    assert first["q"] is second["q"] and first["kv_len"] is second["kv_len"]
+    assert first["kp"] is not second["kp"] and first["v"] is not second["v"]
+    np.testing.assert_array_equal(first["v"].numpy(), second["v"].numpy())
