@@ -68,7 +68,8 @@ def _non_zero(ctx: Context) -> Expr:
 
     def body(p: Any, out: list[Any], sizes: list[Any]) -> Any:
         def element(axis: Any, i: Any) -> Any:
-            coordinates, flat = [], p(i)
+            coordinates: list[Any] = []
+            flat = p(i)
             for n, size in reversed(list(enumerate(sizes))):
                 coordinates.insert(0, te.floormod(flat, size) if n else flat)
                 flat = te.floordiv(flat, size)

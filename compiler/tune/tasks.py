@@ -9,7 +9,7 @@ from llmc.schedules.base import Kernel
 from llmc.targets.base import Target
 from llmc.tune.task import Point, Task
 
-DECODE_CONTEXT, SHORT, PREFILL = 512, 32, 128  # tokens
+EARLY_CONTEXT, DECODE_CONTEXT, SHORT, PREFILL = 192, 512, 32, 128  # tokens
 _BLOCK = 64  # keys side by side in the packed cache
 
 
@@ -37,8 +37,9 @@ def points_of(kernel: Kernel, decoder: bool = True) -> tuple[Point, ...]:
     many = (1 - first) / 2
     symbols = _symbols(kernel)
     decode, prompt = (_attention(symbols, *sizes) for sizes in ((1, DECODE_CONTEXT - 1), (PREFILL, 0)))
-    if kernel.template.name == "attention":
-        return Point(decode, first), Point(prompt, 1 - first)
+    if kernel.template.name == "attention":  # few keys are better shared out among threads in another way than many
+        early = _attention(symbols, 1, EARLY_CONTEXT - 1)
+        return Point(early, first / 2), Point(decode, first / 2), Point(prompt, 1 - first)
     if "S" in symbols:
         return Point(decode, first), Point(_attention(symbols, SHORT, 0), many), Point(prompt, many)
     rows = (PREFILL, 4 * PREFILL) if kernel.template.name in ("lowbit", "dense") else (SHORT, PREFILL)
