@@ -237,11 +237,14 @@ def _causal_conv(ctx: Context) -> tuple[Expr, Expr]:
         return te.if_then_else(place >= 0, x(b, c, place), before)
 
     def convolve(x: Any, w: Any, past: list[Any], bias: list[Any], out: list[Any]) -> Any:
+        def wide(value: Any) -> Any:
+            return value.astype("float32") if dtype in ("float16", "bfloat16") else value
+
         def element(b: Any, c: Any, i: Any) -> Any:
-            y = bias[0](c) if bias else te.const(0, dtype)
+            y = wide(bias[0](c) if bias else te.const(0, dtype))
             for tap in range(taps):
-                y = y + seen(x, past, b, c, i - (taps - 1 - tap) * dilation) * w(c, 0, tap)
-            return y if activation == "none" else y * sigmoid(y)
+                y = y + wide(seen(x, past, b, c, i - (taps - 1 - tap) * dilation)) * wide(w(c, 0, tap))
+            return (y if activation == "none" else y * sigmoid(y)).astype(dtype)
 
         return te.compute(out, element, name="causal_conv")
 
