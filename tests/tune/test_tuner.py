@@ -154,6 +154,7 @@ def test_points_fit_their_workloads():
             points = points_of(task.kernel, decoder)
             assert abs(sum(p.weight for p in points) - 1) < 1e-9
             assert all(task.kernel.template.work(task.kernel.workload, p.sizes()).ops > 0 for p in points)
-            assert (points[0].weight >= 0.5) == decoder
+            one = sum(p.weight for p in points if 1 in (p.sizes().get("M"), p.sizes().get("S")))
+            assert (one >= 0.5) == decoder
     symbols = {s for p in points_of(attention().kernel) for s in p.sizes()}
     assert symbols == {"B", "S", "CB", "C"}
