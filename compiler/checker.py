@@ -99,7 +99,13 @@ def check(
     ours = open_engine("llmc", artifact, threads)
     rng = np.random.default_rng(seed)
     rounded = manifest.decoder is not None and manifest.decoder.kv_cache != "float32"
-    outputs = (_sessions if rounded else _calls)(manifest, reference, ours, dims or {}, rng, Path(artifact), Path(onnx))
+    if rounded and dims:
+        what = f"{artifact} keeps its cache rounded: it is checked as a session, which has no dimensions"
+        raise OptionError(what, where="--dim", hint="leave --dim out")
+    if rounded:
+        outputs = _sessions(manifest, reference, ours, rng)
+    else:
+        outputs = _calls(manifest, reference, ours, dims or {}, rng, Path(artifact), Path(onnx))
     engines = {"onnxruntime": reference, "llmc": ours}
     scores = {name: perplexity(engine, ids) for name, engine in engines.items()} if ids is not None else {}
     return CheckReport(tuple(outputs), scores, cosine_bound(manifest))
@@ -126,22 +132,8 @@ def _calls(
     return outputs
 
 
-def _sessions(
-    manifest: Manifest,
-    reference: Engine,
-    ours: Engine,
-    dims: Mapping[str, int],
-    rng: np.random.Generator,
-    artifact: Path,
-    onnx: Path,
-) -> list[OutputCheck]:
-    """The logits of a session, which is all that a model with a rounded cache has: a prompt, then tokens after it.
-
-    Raises OptionError for sizes: a session has none to fix.
-    """
-    if dims:
-        what = f"{artifact} keeps its cache rounded: it is checked as a session, which has no dimensions"
-        raise OptionError(what, where="--dim", hint="leave --dim out")
+def _sessions(manifest: Manifest, reference: Engine, ours: Engine, rng: np.random.Generator) -> list[OutputCheck]:
+    """The logits of a session, which is all that a model with a rounded cache has: a prompt, then tokens after it."""
     assert manifest.decoder is not None
     longest = manifest.decoder.max_length or sum(_PIECES)
     outputs, length = [], 0

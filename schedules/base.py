@@ -119,7 +119,10 @@ class Template(ABC):
 
     @abstractmethod
     def build(self, workload: Any, target: Target, config: Config) -> Any:
-        """The kernel as a TVM PrimFunc; parameters are inputs, packed weights, outputs."""
+        """The kernel as a TVM PrimFunc; parameters are inputs, packed weights, outputs.
+
+        It divides no negative integers: divisions become the machine's own (`tir_pipeline`).
+        """
 
     @abstractmethod
     def reference(self, workload: Any, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Any]) -> Arrays:

@@ -182,15 +182,18 @@ class _RemoteSubject(Subject):
 
     def _race(self, candidate: Candidate, case: Case) -> Timing:
         """Short rounds of both in turns, timed on the device by TVM's evaluator, which makes one more call before each
-        round. A kernel with weights finds them in memory and not in a cache, as locally, since their lines are evicted
-        before every call; so are those of all its inputs but the first, and of its outputs, which locally stay."""
+        round. A kernel with weights or cold inputs finds them in memory and not in a cache, as locally, since their
+        lines are evicted before every call; so are those of all its inputs but the first, and of its outputs, which
+        locally stay."""
         inputs, outputs = [self._there(a) for a in case.inputs.values()], self._outputs(case).values()
+
+        cold = any(arg.cold for arg in self.kernel.workload.inputs())
 
         def timer(racer: Candidate) -> Callable[[], Sequence[float]]:
             assert isinstance(racer, _Loaded)
             weights = racer.packed[0]
             evaluate = racer.module.time_evaluator(
-                "kernel", self.session.cpu(), number=1, repeat=_BURST, f_preproc=_COLD if weights else ""
+                "kernel", self.session.cpu(), number=1, repeat=_BURST, f_preproc=_COLD if weights or cold else ""
             )
             return lambda: list(evaluate(*inputs, *weights, *outputs).results)
 

@@ -19,6 +19,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -73,12 +74,12 @@ static std::map<std::string, Span> Entries(Span zip) {
 }
 
 static ffi::Module LoadLibrary(Span code) {
-  char path[] = "/tmp/llmc-XXXXXX.so";
-  int file = mkstemps(path, 3);
+  std::string path = (std::filesystem::temp_directory_path() / "llmc-XXXXXX.so").string();
+  int file = mkstemps(path.data(), 3);
   if (file < 0 || write(file, code.data, code.size) != ssize_t(code.size)) Fail("cannot write a temporary file");
   close(file);
   ffi::Module library = ffi::Module::LoadFromFile(path);
-  unlink(path);
+  unlink(path.c_str());
   ffi::Module machine = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
   const int cpu = kDLCPU, device = 0, pooled_allocator = 2;
   machine->GetFunction("vm_initialization").value()(cpu, device, pooled_allocator);
