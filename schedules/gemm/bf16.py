@@ -18,6 +18,7 @@ from llmc.schedules.base import Arrays, Config, Space, Template, Work
 from llmc.schedules.gemm.bf16_kernel import Bf16Kernel, Bf16TileKernel
 from llmc.schedules.gemm.bf16_packing import Bf16Layout, from_bf16, pack_bf16, round_to_bf16
 from llmc.schedules.gemm.dense import DenseLinearWorkload
+from llmc.schedules.gemm.lowbit_kernel import knobs
 from llmc.targets.base import Target
 
 
@@ -66,19 +67,7 @@ class Bf16Linear(Template):
                 and layout.blocks % max(int(config["blocks"]), workload.halves) == 0
             )
 
-        return Space(
-            {
-                "MR": (16, 32) if tiles else (3, 4, 5, 6, 7, 8, 9),
-                "NV": (1, 2) if tiles else (1, 2, 4),
-                "KU": (4, 8, 16),
-                "blocks": (1, 2, 4),
-                "skinny": (4, 6, 8),
-                "ahead_one": (0, 2048, 4096, 8192),
-                "ahead_many": (0, 2048, 4096, 8192),
-                "task_rows": (48, 96, 192),
-            },
-            valid,
-        )
+        return Space(knobs((3, 4, 5, 6, 7, 8, 9), tiles), valid)
 
     def default(self, workload: Bf16LinearWorkload, target: Target) -> dict[str, int | str]:
         MR = 32 if workload.activations == "bf16" else 8 if target.vector_registers >= 32 else 6

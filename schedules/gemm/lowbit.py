@@ -20,7 +20,7 @@ from llmc.schedules.formats import QuantizedWeight, random_weight
 from llmc.schedules.gemm.activations import quantize_reference
 from llmc.schedules.gemm.lowbit_a8 import Int8Kernel
 from llmc.schedules.gemm.lowbit_a32 import Float32Kernel
-from llmc.schedules.gemm.lowbit_kernel import LowBitKernel
+from llmc.schedules.gemm.lowbit_kernel import LowBitKernel, knobs
 from llmc.schedules.gemm.lowbit_tiles import Int8TileKernel
 from llmc.schedules.gemm.packing import (
     LowBitLayout,
@@ -155,19 +155,7 @@ class LowBitLinear(Template):
                 and (not a8 or (KU % layout.codes_per_byte == 0 and longest >= KU))
             )
 
-        return Space(
-            {
-                "MR": (16, 32) if tiles else (2, 3, 4, 5, 6, 7, 8, 9),
-                "NV": (1, 2) if tiles else (1, 2, 4),
-                "KU": (4, 8, 16),
-                "blocks": (1, 2, 4),
-                "skinny": (4, 6, 8),
-                "ahead_one": (0, 2048, 4096, 8192),
-                "ahead_many": (0, 2048, 4096, 8192),
-                "task_rows": (48, 96, 192),
-            },
-            valid,
-        )
+        return Space(knobs((2, 3, 4, 5, 6, 7, 8, 9), tiles), valid)
 
     def default(self, workload: LowBitLinearWorkload, target: Target) -> dict[str, int | str]:
         layout, wide = workload.layout(target.lanes), target.vector_registers >= 32

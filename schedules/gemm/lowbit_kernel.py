@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 Block = list[list[Reg]]  # [row of x][row block of the weight]
 
 
+def knobs(rows: tuple[int, ...], tiles: bool) -> dict[str, tuple[int | str, ...]]:
+    """What `LowBitKernel` may be told: blocks of `rows` rows in registers, or of one or two tiles."""
+    return {
+        "MR": (16, 32) if tiles else rows,
+        "NV": (1, 2) if tiles else (1, 2, 4),
+        "KU": (4, 8, 16),
+        "blocks": (1, 2, 4),
+        "skinny": (4, 6, 8),
+        "ahead_one": (0, 2048, 4096, 8192),
+        "ahead_many": (0, 2048, 4096, 8192),
+        "task_rows": (48, 96, 192),
+    }
+
+
 class LowBitKernel(ABC):
     """One kernel under construction: what the pieces of its body share."""
 
