@@ -11,7 +11,8 @@ from llmc.errors import KernelError
 from llmc.targets.intrinsics import Simd
 from llmc.tvm_shim import T
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "silu_mul")
+ACTIVATIONS = ("none", "relu", "relu6", "hard_swish", "gelu", "gelu_tanh", "silu", "silu_mul")
+SINGLE = tuple(a for a in ACTIVATIONS if a != "silu_mul")  # those that act on one register
 
 
 def apply(simd: Simd, activation: str, value: Any) -> Any:
@@ -25,6 +26,11 @@ def apply(simd: Simd, activation: str, value: Any) -> Any:
             return value
         case "relu":
             return T.max(value, simd.f32(0))
+        case "relu6":
+            return T.min(T.max(value, simd.f32(0)), simd.f32(6))
+        case "hard_swish":  # x max(0, min(1, x/6 + 1/2))
+            gate = simd.fma(value, simd.f32(1 / 6), simd.f32(0.5))
+            return value * T.min(T.max(gate, simd.f32(0)), simd.f32(1))
         case "silu":
             return value * simd.sigmoid(value)
         case "gelu":
@@ -49,6 +55,10 @@ def reference(activation: str, y: np.ndarray) -> np.ndarray:
             return y
         case "relu":
             return np.maximum(y, 0)
+        case "relu6":
+            return np.clip(y, 0, 6)
+        case "hard_swish":
+            return y * np.clip(y / 6 + 0.5, 0, 1)
         case "silu":
             return y * _sigmoid(y)
         case "gelu":

@@ -1,6 +1,6 @@
-"""Gates and activations get names: x·sigmoid(x) becomes `Silu`, the spellings of GELU become `Gelu`.
+"""Gates and activations get names: x·sigmoid(x) becomes silu, the spellings of GELU and of hard swish become one.
 
-`epilogue` then moves them into the linear layer before them.
+`epilogue` then moves them into the linear layer or the convolution before them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ def fuse_activations(graph: Graph) -> Graph:
         _silu(edit, node)
     for node in nodes(edit, "Mul"):
         _gelu(edit, node)
+    for node in nodes(edit, "Mul", "Div"):
+        _hard_swish(edit, node)
+    for node in nodes(edit, "Clip"):
+        if _limits(edit, node) == (0.0, 6.0):
+            _activation(edit, node, node.inputs[0], "relu6")
+    for node in nodes(edit, "HardSwish"):
+        _activation(edit, node, node.inputs[0], "hard_swish")
     for node in nodes(edit, "Relu"):
         _activation(edit, node, node.inputs[0], "relu")
     for node in nodes(edit, "Gelu"):
@@ -41,6 +48,36 @@ def _silu(edit: Editor, node: Node) -> None:
         gate = made_by(edit, other(node, x), "Sigmoid")
         if gate is not None and gate.inputs[0] == x:
             _activation(edit, node, x, "silu")
+            return
+
+
+def _limits(edit: Editor, node: Node) -> tuple[float | None, float | None]:
+    """The least and greatest value that a Clip of float32 leaves, where they are known."""
+    if edit.types[node.outputs[0]].dtype != "float32":
+        return None, None
+    if node.version < 11:
+        return node.attrs.get("min"), node.attrs.get("max")
+    least, most = (scalar(edit, node.input(i)) for i in (1, 2))
+    return least, most
+
+
+def _hard_swish(edit: Editor, node: Node) -> None:
+    """x · clip(x + 3, 0, 6) / 6, its factors in any order; and x · HardSigmoid(x) with slope 1/6 and offset 1/2."""
+    found = _product(edit, node.outputs[0])
+    if found is None or len(found[1]) != 2 or edit.types[node.outputs[0]].dtype != "float32":
+        return
+    factor, tensors = found
+    for x, gate in (tensors, tensors[::-1]):
+        sigmoid, clip = made_by(edit, gate, "HardSigmoid"), made_by(edit, gate, "Clip")
+        if sigmoid is not None and sigmoid.inputs[0] == x and math.isclose(factor, 1):
+            slope, offset = sigmoid.attrs.get("alpha", 0.2), sigmoid.attrs.get("beta", 0.5)
+            if math.isclose(slope, 1 / 6, rel_tol=1e-5) and math.isclose(offset, 0.5):
+                _activation(edit, node, x, "hard_swish")
+            return
+        if clip is not None and _limits(edit, clip) == (0.0, 6.0) and math.isclose(factor, 1 / 6, rel_tol=1e-5):
+            add = made_by(edit, clip.inputs[0], "Add")
+            if add is not None and x in add.inputs and is_scalar(edit, other(add, x), 3.0):
+                _activation(edit, node, x, "hard_swish")
             return
 
 

@@ -1,11 +1,14 @@
-"""Activations and residual additions move into the linear layer before them, where they cost nothing."""
+"""Activations and residual additions move into the linear layer or convolution before them, where they cost nothing.
+
+A linear layer adds its residual after its activation, as transformers do; a convolution before it, as ResNets do.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from llmc.graph import LLMC, Editor, Graph, Node
-from llmc.match import fused, nodes, other, used_once
+from llmc.graph import LLMC, Editor, Graph, Node, same_dim
+from llmc.match import made_by, nodes, other, used_once
 
 
 def fuse_epilogues(graph: Graph) -> Graph:
@@ -14,25 +17,37 @@ def fuse_epilogues(graph: Graph) -> Graph:
         _activation(edit, node)
     for node in nodes(edit, "Add"):
         _residual(edit, node)
+    for node in nodes(edit, "Activation", domain=LLMC):
+        _activation(edit, node)
     for node in nodes(edit, "Norm", domain=LLMC):
         _skip_norm(edit, node)
     return edit.finish()
 
 
+def _layer(edit: Editor, name: str, *ops: str) -> Node | None:
+    """The layer that makes a value which is read only once."""
+    layer = made_by(edit, name, *ops, domain=LLMC)
+    return layer if layer is not None and used_once(edit, name) else None
+
+
 def _activation(edit: Editor, node: Node) -> None:
-    layer = fused(edit, node.inputs[0], "Linear")
-    if layer is None or not used_once(edit, node.inputs[0]) or layer.attrs["activation"] != "none" or layer.inputs[3]:
+    layer = _layer(edit, node.inputs[0], "Linear", "Conv", "Window")
+    if layer is None or layer.attrs["activation"] != "none" or (layer.op == "Linear" and layer.inputs[3]):
         return
     edit.remove(layer)
     edit.add(replace(layer, outputs=node.outputs, attrs={**layer.attrs, "activation": node.attrs["kind"]}))
 
 
 def _takes_residual(edit: Editor, name: str, residual: str) -> Node | None:
-    """The linear layer that makes a value read only here and can add `residual` itself."""
-    layer = fused(edit, name, "Linear")
-    if layer is None or layer.inputs[3] or not used_once(edit, name) or residual in edit.constants:
+    """The layer that makes a value read only here and can add `residual` itself."""
+    layer = _layer(edit, name, "Linear", "Conv")
+    if layer is None or layer.inputs[3] or residual in edit.constants:
         return None
-    same = edit.types[name].shape == edit.types[residual].shape and edit.types[residual].dtype == "float32"
+    if layer.op == "Conv" and layer.attrs["activation"] != "none":
+        return None
+    here, there = edit.types[name], edit.types[residual]
+    same = len(here.shape) == len(there.shape) and all(map(same_dim, here.shape, there.shape))
+    same = same and there.dtype == "float32"
     return layer if same and not _depends(edit, residual, layer) else None
 
 
