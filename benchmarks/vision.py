@@ -2,8 +2,8 @@
 
     python benchmarks/vision.py [--models resnet50,mobilenet_v2] [--json]
 
-Weights are random (times do not depend on them, up to the few zeros behind activations); graphs are written as exporters
-of trained networks write them, batch norms folded. Times are ms a call of one image, least and median of the rounds.
+Weights are random: times do not depend on them. Graphs are written as exporters of trained networks write them, batch
+norms folded. Times are ms a call of one image, least and median of the rounds.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def resnet(depths: Sequence[int], bottleneck: bool) -> onnx.ModelProto:
         out = width * 4 if bottleneck else width
         for i in range(depth):
             stride = 2 if stage and not i else 1
-            shortcut = net.conv(x, C, out, 1, stride) if stride > 1 or C != out else x
+            shortcut = net.conv(x, C, out, 1, stride) if stride > 1 or out != C else x
             if bottleneck:
                 y = net.op("Relu", net.conv(x, C, width, 1))
                 y = net.conv(net.op("Relu", net.conv(y, width, width, 3, stride)), width, out, 1)
@@ -98,7 +98,7 @@ def mobilenet_v2() -> onnx.ModelProto:
             stride, wide = first if i == 0 else 1, C * expand
             y = net.relu6(net.conv(x, C, wide, 1)) if expand > 1 else x
             y = net.conv(net.relu6(net.conv(y, wide, wide, 3, stride, wide)), wide, out, 1)
-            x, C = net.op("Add", x, y) if stride == 1 and C == out else y, out
+            x, C = net.op("Add", x, y) if stride == 1 and out == C else y, out
     return net.model(net.classifier(net.relu6(net.conv(x, C, 1280, 1)), 1280))
 
 
@@ -116,7 +116,13 @@ def mobilenet_v3() -> onnx.ModelProto:
 
     x, C = act(net.conv("image", 3, 16, 3, 2), True), 16
     table = [
-        *((3, 16, 16, 1, 0, 2), (3, 72, 24, 0, 0, 2), (3, 88, 24, 0, 0, 1), (5, 96, 40, 1, 1, 2), (5, 240, 40, 1, 1, 1)),
+        *(
+            (3, 16, 16, 1, 0, 2),
+            (3, 72, 24, 0, 0, 2),
+            (3, 88, 24, 0, 0, 1),
+            (5, 96, 40, 1, 1, 2),
+            (5, 240, 40, 1, 1, 1),
+        ),
         *((5, 240, 40, 1, 1, 1), (5, 120, 48, 1, 1, 1), (5, 144, 48, 1, 1, 1), (5, 288, 96, 1, 1, 2)),
         *((5, 576, 96, 1, 1, 1), (5, 576, 96, 1, 1, 1)),
     ]
@@ -124,7 +130,7 @@ def mobilenet_v3() -> onnx.ModelProto:
         y = act(net.conv(x, C, wide, 1), bool(swish)) if wide != C else x
         y = act(net.conv(y, wide, wide, k, stride, wide), bool(swish))
         y = net.conv(excite(y, wide) if squeeze else y, wide, out, 1)
-        x, C = net.op("Add", x, y) if stride == 1 and C == out else y, out
+        x, C = net.op("Add", x, y) if stride == 1 and out == C else y, out
     return net.model(net.classifier(act(net.conv(x, C, 576, 1), True), 576))
 
 
@@ -186,7 +192,9 @@ def _logits(c: Contestant, feeds: dict[str, np.ndarray], threads: int) -> np.nda
 def _show(model: str, times: dict[str, Any]) -> None:
     for engine, t in times.items():
         ratio = times["llmc"]["least"] / t["least"]
-        print(f"{model:14}{engine:12} {t['least']:8.2f} {t['median']:8.2f} ms  ratio {ratio:5.2f}  error {t['error']:.1e}")
+        print(
+            f"{model:14}{engine:12} {t['least']:8.2f} {t['median']:8.2f} ms  ratio {ratio:5.2f}  error {t['error']:.1e}"
+        )
 
 
 if __name__ == "__main__":

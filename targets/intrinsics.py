@@ -24,6 +24,8 @@ _TWO_TO_F = (
     1.0,
 )
 
+_CELLS = 64
+
 
 def pure(name: str, *args: Any, dtype: str) -> Any:
     """A call of the LLVM intrinsic `name` that has no side effect."""
@@ -33,6 +35,26 @@ def pure(name: str, *args: Any, dtype: str) -> Any:
 def effect(name: str, *args: Any) -> None:
     """A call of the LLVM intrinsic `name` for its side effect."""
     T.evaluate(T.call_llvm_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype="void"))
+
+
+class Opaque:
+    """Calling it with an int64 gives that number as one that TVM does not look behind: it has been through memory, which
+    LLVM takes away again.
+
+    What is only bound to a name, TVM's simplifier and code generator put in place of the name wherever it stands, and
+    reason about: for seconds, where an address comes of divisions by sizes of run time. All numbers of one loop body
+    share one buffer: TVM may read a number again later, and would give a buffer of its own away after the first time.
+    """
+
+    def __init__(self) -> None:
+        self.cells, self.used = T.alloc_buffer((_CELLS,), "int64"), 0
+
+    def __call__(self, value: Any) -> Any:
+        cell, self.used = self.used, self.used + 1
+        if cell == _CELLS:
+            raise KernelError(f"a loop body has more than {_CELLS} opaque numbers")
+        T.buffer_store(self.cells, value, [cell])
+        return T.bind(self.cells[cell])
 
 
 class Reg:
@@ -48,11 +70,14 @@ class Reg:
 
     @property
     def v(self) -> Any:
-        return self.buffer[T.ramp(0, 1, self.lanes)]
+        return self.buffer[self._all()]
 
     @v.setter
     def v(self, value: Any) -> None:
-        T.buffer_store(self.buffer, value, [T.ramp(0, 1, self.lanes)])
+        T.buffer_store(self.buffer, value, [self._all()])
+
+    def _all(self) -> Any:
+        return 0 if self.lanes == 1 else T.ramp(0, 1, self.lanes)  # TVM has no vectors of one lane
 
 
 class Simd:

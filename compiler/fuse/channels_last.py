@@ -15,7 +15,7 @@ import numpy as np
 
 from llmc.fuse.batch_norm import scale_and_shift
 from llmc.fuse.conv import Last, channels_last, conv, global_pool, is_one, pool
-from llmc.graph import LLMC, Editor, Graph, Node, TensorType
+from llmc.graph import LLMC, Editor, Graph, Node
 from llmc.match import array, ints, made_by
 
 _ELEMENTWISE = {
@@ -46,6 +46,9 @@ class _Rewrite:
     def visit(self, node: Node) -> None:
         """Rewrite a node that can be; its own output is then a transpose, which goes if nothing reads it."""
         node = self.edit.producer.get(next(filter(None, node.outputs), ""), node)  # with its present inputs
+        if node.op == "Transpose" and list(node.attrs.get("perm", ())) == _first(4):  # the model's own
+            self.last[node.outputs[0]] = node.inputs[0]
+            return
         made = self._made(node)
         if made is None:
             return
@@ -129,7 +132,7 @@ class _Rewrite:
         found = scale_and_shift(self.edit, node)
         if found is None:
             return None
-        scale, shift = (self.edit.constant(f"{node.outputs[0]}.{n}", a.astype(np.float32)) for n, a in zip("ab", found))
+        scale, shift = (self.edit.constant(f"{node.outputs[0]}.norm", part.astype(np.float32)) for part in found)
         x = self._like(replace(node, op="Mul", attrs={}, version=14), [self.of(node.inputs[0]), scale])
         name = self.edit.fresh(f"{node.outputs[0]}.shifted")
         self.edit.add(Node("Add", (x.name, shift), (name,), version=14), [x.type])
@@ -163,7 +166,11 @@ class _Rewrite:
 
     def _resize(self, node: Node) -> Last | None:
         """Sizes or scales that are constant, of all axes."""
-        if node.version < 11 or node.attrs.get("axes") or "tf_crop" in str(node.attrs.get("coordinate_transformation_mode")):
+        if (
+            node.version < 11
+            or node.attrs.get("axes")
+            or "tf_crop" in str(node.attrs.get("coordinate_transformation_mode"))
+        ):
             return None
         moved = []
         for name in node.inputs[2:]:

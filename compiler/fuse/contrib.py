@@ -1,4 +1,4 @@
-"""com.microsoft's GroupQueryAttention and MultiHeadAttention become `Attention`."""
+"""com.microsoft's GroupQueryAttention and MultiHeadAttention become `Attention`; FusedConv is taken apart again."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from llmc.fuse.rope import table_rows
 from llmc.graph import Dim, Editor, Graph, Node, TensorType
 from llmc.match import array, nodes, rank
 
+# FusedConv's activations, and what their parameters are called. A Clip with limits as attributes is of opset 6.
+_PARAMETERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("Relu", "Sigmoid", "Tanh"), ()),
+    **{"LeakyRelu": ("alpha",), "Clip": ("min", "max"), "HardSigmoid": ("alpha", "beta")},
+}
+_VERSIONS = {"Clip": 6, "Conv": 11, "HardSigmoid": 6}
+
 
 def fuse_contrib(graph: Graph) -> Graph:
     edit = Editor(graph)
@@ -19,6 +26,8 @@ def fuse_contrib(graph: Graph) -> Graph:
         _group_query(edit, node)
     for node in nodes(edit, "MultiHeadAttention", domain="com.microsoft"):
         _multi_head(edit, node)
+    for node in nodes(edit, "FusedConv", domain="com.microsoft"):
+        _fused_conv(edit, node)
     return edit.finish()
 
 
@@ -109,3 +118,25 @@ def _multi_head(edit: Editor, node: Node) -> None:
         scale=node.attrs.get("scale", 0.0) or 1 / math.sqrt(D),
         mask=Mask(bool(node.attrs.get("unidirectional", 0)), 0, key_bias(edit, padding) if padding else "", bias),
     )
+
+
+def _fused_conv(edit: Editor, node: Node) -> None:
+    """A convolution, a tensor that is added and an activation: rewrites of single operators put them together again."""
+    activation = node.attrs.get("activation", "")
+    activation = activation.decode() if isinstance(activation, bytes) else activation
+    if activation not in ("", *_PARAMETERS):
+        return
+    residual, type_ = node.input(3), edit.types[node.outputs[0]]
+    own = {k: v for k, v in node.attrs.items() if not k.startswith("activation")}
+    steps = [("Conv", node.inputs[1:3], own)]
+    if residual:
+        steps.append(("Add", (residual,), {}))
+    if activation:
+        values = node.attrs.get("activation_params") or ()
+        steps.append((activation, (), dict(zip(_PARAMETERS[activation], map(float, values), strict=False))))
+    edit.remove(node)
+    x = node.inputs[0]
+    for i, (op, rest, attrs) in enumerate(steps, 1):
+        y = node.outputs[0] if i == len(steps) else edit.fresh(f"{node.outputs[0]}.{op}")
+        edit.add(Node(op, (x, *rest), (y,), attrs, "", node.name, _VERSIONS.get(op, 13)), [type_])
+        x = y

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llmc.ops.context import Context, Rule
+from llmc.ops.delegate import standard
+from llmc.ops.scalar import const
+from llmc.ops.tensor import elementwise, permute, shape_of
 from llmc.tvm_shim import Expr, relax, te
 
 
@@ -27,14 +31,63 @@ def _as_tensor(ctx: Context, dim: Any) -> Expr:
 
 
 def _activation(ctx: Context) -> Expr:
-    kind, x = ctx.attr("kind"), ctx.x(0)
-    functions = {
+    return _activated(ctx, ctx.attr("kind"), ctx.x(0))
+
+
+def _activated(ctx: Context, kind: str, x: Expr) -> Expr:
+    functions: dict[str, Callable[[Expr], Expr]] = {
         "relu": relax.op.nn.relu,
+        "relu6": relax.op.nn.relu6,
+        "hard_swish": lambda x: elementwise(ctx, "hard_swish", _hard_swish, x),
         "gelu": relax.op.nn.gelu,
         "gelu_tanh": relax.op.nn.gelu_tanh,
         "silu": relax.op.nn.silu,
     }
-    return functions[kind](x)
+    return ctx.emit(functions[kind](x))
+
+
+def _hard_swish(x: Any) -> Any:
+    return x * te.max(te.min(x / const(x, 6) + const(x, 0.5), const(x, 1)), const(x, 0))
+
+
+def _in_channels_first(ctx: Context, op: str, inputs: list[Expr | None], **attrs: Any) -> Expr:
+    """The standard's `op` on channels-last tensors of two spatial dimensions, or one."""
+    x, rest = inputs[0], inputs[1:]
+    rank = len(shape_of(x))
+    y = standard(ctx, op, [permute(ctx, x, [0, rank - 1, *range(1, rank - 1)]), *rest], **attrs)[0]
+    return permute(ctx, y, [0, *range(2, rank), 1])
+
+
+def _geometry(ctx: Context, rank: int) -> dict[str, Any]:
+    names = {"kernel_shape": "kernel", "strides": "strides", "dilations": "dilations"}
+    return {name: list(ctx.attr(key))[4 - rank :] for name, key in names.items()}
+
+
+def _conv(ctx: Context) -> Expr:
+    """x [B, H, W, C] or [B, L, C], weight [N, C / groups, ...], bias [N], residual: added before the activation."""
+    parts = [ctx.x(i) if ctx.has(i) else None for i in range(3)]
+    attrs = _geometry(ctx, ctx.rank()) | {"group": ctx.attr("groups")}
+    y = _in_channels_first(ctx, "Conv", parts, **attrs)
+    if ctx.has(3):
+        y = ctx.emit(relax.op.add(y, ctx.x(3)))
+    return y if ctx.attr("activation") == "none" else _activated(ctx, ctx.attr("activation"), y)
+
+
+def _window(ctx: Context) -> Expr:
+    """A depthwise convolution, a maximum or a mean of channels-last windows."""
+    rank, kind = ctx.rank(), ctx.attr("kind")
+    top, left, bottom, right = ctx.attr("pads")
+    pads = [top, left, bottom, right] if rank == 4 else [left, right]
+    attrs = _geometry(ctx, rank) | {"pads": pads}
+    if kind == "depthwise":
+        parts = [ctx.x(i) if ctx.has(i) else None for i in range(3)]
+        y = _in_channels_first(ctx, "Conv", parts, group=ctx.shape()[-1], **attrs)
+    elif kind == "max":
+        y = _in_channels_first(ctx, "MaxPool", [ctx.x()], ceil_mode=ctx.attr("ceil_mode"), **attrs)
+    else:
+        attrs |= {"count_include_pad": int(ctx.attr("count_pad")), "ceil_mode": ctx.attr("ceil_mode")}
+        y = _in_channels_first(ctx, "AveragePool", [ctx.x()], **attrs)
+    return y if ctx.attr("activation") == "none" else _activated(ctx, ctx.attr("activation"), y)
 
 
 def _rope(ctx: Context) -> Expr:
@@ -69,5 +122,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("llmc", "Lengths"): _lengths,
     ("llmc", "Positions"): _positions,
     ("llmc", "Activation"): _activation,
+    ("llmc", "Conv"): _conv,
     ("llmc", "Rope"): _rope,
+    ("llmc", "Window"): _window,
 }

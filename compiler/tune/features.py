@@ -25,7 +25,9 @@ import numpy as np
 from llmc.schedules.base import Config
 from llmc.targets.base import Target
 from llmc.tune.features_attention import attention, kv_append
+from llmc.tune.features_conv import conv, window
 from llmc.tune.features_gemm import dense, lowbit
+from llmc.tune.features_recurrent import recurrent
 from llmc.tune.features_rows import embedding, norm
 from llmc.tune.task import Point, Task
 
@@ -36,6 +38,9 @@ _DESCRIBE: dict[str, Describe] = {
     "dense": dense,
     "attention": attention,
     "kv_append": kv_append,
+    "conv": conv,
+    "window": window,
+    "recurrent": recurrent,
     "norm": norm,
     "embedding_dense": embedding,
 }
@@ -43,7 +48,7 @@ _DESCRIBE: dict[str, Describe] = {
 TASK: dict[str, str] = {
     **{f"is_{name}": "0 or 1: the template" for name in _DESCRIBE},
     "foreign": "0 or 1: measured on another target than the one that is tuned",
-    "m": "rows at this point: M, or B*S",
+    "m": "rows at this point: M, or B*S, or pixels",
     "n": "output columns N, or heads times head_dim",
     "k": "length of the sums: K, or head_dim",
     "keys": "keys in the cache at this point: C",
@@ -183,9 +188,9 @@ def task_vector(task: Task, point: Point, threads: int | None = None, foreign: b
     }
     extras = (fields.get("bias"), fields.get("residual"), fields.get("activation", "none") != "none")
     sizes_ = {
-        "m": sizes.get("M", sizes.get("B", 1) * sizes.get("S", 1)),
-        "n": fields.get("N", heads * head_dim),
-        "k": fields.get("K", fields.get("E", head_dim)),
+        "m": sizes.get("M", sizes.get("B", 1) * sizes.get("S", 1) * _pixels(w, sizes)),
+        "n": fields.get("N", fields.get("C", heads * head_dim)),
+        "k": getattr(w, "K", fields.get("E", head_dim)),
         "keys": sizes.get("C", math.nan),
         "bits": fields.get("bits", 32),
         "group_size": fields.get("group_size", math.nan),
@@ -204,6 +209,11 @@ def task_vector(task: Task, point: Point, threads: int | None = None, foreign: b
     }
     logs = dict(zip(sizes_, _log(np.array(list(sizes_.values()), float)), strict=True))
     return np.array([flags[name] if name in flags else logs[name] for name in TASK])
+
+
+def _pixels(w: Any, sizes: Mapping[str, int]) -> int:
+    """Pixels of one image's output; 1 where there are no images."""
+    return math.prod(getattr(w, name, 1) or sizes[name] for name in ("OH", "OW"))
 
 
 def _knobs(workload: Any, config: Config, target: Target, sizes: Mapping[str, int], threads: int) -> dict[str, float]:

@@ -12,12 +12,17 @@ from llmc.schedules.attention.attention import ATTENTION
 from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
 from llmc.schedules.base import Kernel, Template, Workload
+from llmc.schedules.conv.conv import CONV
+from llmc.schedules.conv.window import WINDOW
+from llmc.schedules.conv.workloads import ConvWorkload, WindowWorkload
 from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
+from llmc.schedules.recurrent.recurrent import RECURRENT
+from llmc.schedules.recurrent.workload import RecurrentWorkload
 from llmc.targets.base import Target
 from llmc.tune.record import Record, parse_points
 from llmc.tune.task import Measurement, Task
@@ -25,12 +30,15 @@ from llmc.tune.task import Measurement, Task
 _FAMILIES: list[tuple[Template, type[Workload]]] = [
     (ATTENTION, AttentionWorkload),
     (KV_APPEND, KVAppendWorkload),
+    (CONV, ConvWorkload),
+    (WINDOW, WindowWorkload),
     (EMBEDDING_DENSE, EmbeddingDenseWorkload),
     (LOWBIT_EMBEDDING, LowBitEmbeddingWorkload),
     (DENSE, DenseLinearWorkload),
     (BF16, Bf16LinearWorkload),
     (LOWBIT, LowBitLinearWorkload),
     (NORM, NormWorkload),
+    (RECURRENT, RecurrentWorkload),
 ]
 _BY_NAME = {template.name: (template, workload) for template, workload in _FAMILIES}
 _READ: dict[Any, Callable[[str], Any]] = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float}

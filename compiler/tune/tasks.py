@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from llmc.errors import OptionError
 from llmc.schedules.base import Kernel
+from llmc.schedules.conv.workloads import ConvWorkload, WindowWorkload
+from llmc.schedules.recurrent.workload import RecurrentWorkload
 from llmc.targets.base import Target
 from llmc.tune.task import Point, Task
 
 EARLY_CONTEXT, DECODE_CONTEXT, SHORT, PREFILL = 192, 512, 32, 128  # tokens
+_STEPS = ((1, 1), (32, 1), (32, 8))  # of a recurrent layer, and sequences side by side
+_PIXELS = (28, 28)  # of an image where the model leaves them open
 _BLOCK = 64  # keys side by side in the packed cache
 
 
@@ -35,6 +39,10 @@ def points_of(kernel: Kernel, decoder: bool = True) -> tuple[Point, ...]:
     """Where configurations of a kernel are compared: decode of one token, and prompts."""
     first = 0.5 if decoder else 0.1
     many = (1 - first) / 2
+    if isinstance(kernel.workload, ConvWorkload | WindowWorkload):
+        return (Point(tuple(kernel.workload.sizes(1, *_PIXELS).items())),)
+    if isinstance(kernel.workload, RecurrentWorkload):
+        return tuple(Point((("steps", steps), ("B", B)), 1 / len(_STEPS)) for steps, B in _STEPS)
     symbols = _symbols(kernel)
     decode, prompt = (_attention(symbols, *sizes) for sizes in ((1, DECODE_CONTEXT - 1), (PREFILL, 0)))
     if kernel.template.name == "attention":  # few keys are better shared out among threads in another way than many

@@ -7,14 +7,17 @@ x for each pixel and step. No matrix of windows is ever written. Pixels of a blo
 one address serves them all (compare Georganas et al., "Anatomy of High-Performance Deep Learning Convolutions on SIMD
 Architectures", 2018).
 
-Each row of the output is cut into blocks of nearly equal length, at most MR: there is a body for each length that can
-occur, which is two where the width is known. Every (panel, row, block) is one iteration of one parallel loop, panels
-outermost: threads get equal shares, and a panel is read from the cache by all blocks.
+Each row of the output is cut into blocks of at most MR pixels (`blocks`); where the width is known and small, a block
+is several whole rows. There is a body for each shape of a block that can occur. Every (panel, block)
+is one iteration of one parallel loop, panels outermost: threads get equal shares, and a panel is read from the cache by
+all blocks. While they do, they fetch the next panel: without that, deep layers, whose weights are many and whose pixels
+few, would wait for memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -22,13 +25,16 @@ import numpy as np
 
 from llmc.schedules import epilogue
 from llmc.schedules.base import Arrays, Config, Space, Template, Work, Workload
+from llmc.schedules.conv.blocks import choose, cut, flat
 from llmc.schedules.conv.reference import convolve
 from llmc.schedules.conv.workloads import ConvWorkload
 from llmc.schedules.gemm.panels import pack_panels
 from llmc.targets.base import Target
-from llmc.targets.intrinsics import Reg, Simd
+from llmc.targets.intrinsics import Opaque, Reg, Simd
 from llmc.tvm_shim import IRBuilder, T
 
+_LINE = 16  # floats of a cache line
+_FEW = 16  # blocks of an image, up to which each fetches its part of the next panel
 _CHAINS = 8  # independent sums that keep both FMA units busy: 2 a cycle, latency 4
 
 
@@ -49,19 +55,24 @@ class Conv(Template):
             MR, NV = int(config["MR"]), int(config["NV"])
             return target.vector_registers > MR * NV + NV
 
-        return Space({"MR": (3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24), "NV": (1, 2, 3, 4), "KU": (1, 2, 4, 8)}, valid)
+        return Space(
+            {"MR": (3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 24, 28), "NV": (1, 2, 3, 4), "KU": (1, 2, 4, 8)}, valid
+        )
 
     def default(self, workload: ConvWorkload, target: Target) -> dict[str, int | str]:
-        """The register block that wastes least of the last panel; of these the one that reads least, which is two
-        registers wide where there are 32: MR + NV loads make MR * NV products."""
+        """The register block that wastes least of the last panel. Of these one that is four registers wide reads least:
+        MR + NV loads make MR * NV products. But a panel has to stay in the second-level cache."""
         each, lanes = workload.N // workload.groups, target.lanes
-        blocks = ((14, 2), (8, 3), (6, 4), (24, 1)) if target.vector_registers >= 32 else ((6, 2), (4, 3), (12, 1))
+        blocks = [(14, 2), (8, 3), (24, 1)] if target.vector_registers >= 32 else [(6, 2), (4, 3), (12, 1)]
+        if target.vector_registers >= 32 and workload.K * 4 * lanes * 4 <= target.l2_bytes // 3:
+            blocks.insert(0, (6, 4))
         MR, NV = min(blocks, key=lambda b: -(-each // (b[1] * lanes)) * b[1])
         return {"MR": MR, "NV": NV, "KU": 4}
 
     def prepack(self, weights: Mapping[str, Any], workload: ConvWorkload, config: Config, target: Target) -> Arrays:
         w, NR = workload, int(config["NV"]) * target.lanes
-        rows = np.asarray(weights["weight"]).transpose(0, 2, 3, 1).reshape(w.groups, w.N // w.groups, w.K)
+        weight = np.asarray(weights["weight"]).reshape(w.N, -1, w.KH, w.KW)  # one of a line of places has KH left out
+        rows = weight.transpose(0, 2, 3, 1).reshape(w.groups, w.N // w.groups, w.K)
         packed = {"weight": np.concatenate([pack_panels(group, NR) for group in rows])}
         if w.bias:
             groups = np.asarray(weights["bias"]).reshape(w.groups, -1, 1)
@@ -91,6 +102,21 @@ class Conv(Template):
         weight = rng.standard_normal((w.N, w.C // w.groups, w.KH, w.KW), np.float32)
         return {"weight": weight, "bias": rng.standard_normal(w.N, np.float32)}
 
+    def corners(self, workload: ConvWorkload) -> Sequence[Mapping[str, int]]:
+        if workload.H and workload.W:
+            return [{"B": B} for B in (1, 2, 3)]
+        return [workload.sizes(B, OH, OW) for B, OH in ((1, 3), (2, 1)) for OW in (*range(1, 18), 31)]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Where a body works: its panel, its number among the panel's blocks, and where x and y begin."""
+
+    panel: Any
+    place: Any
+    x: Any
+    y: Any
+
 
 class _Kernel:
     """One kernel under construction: what the pieces of its body share."""
@@ -106,6 +132,13 @@ class _Kernel:
         channels = workload.C // workload.groups
         self.taps = (workload.KH, 1) if whole else (workload.KH, workload.KW)
         self.run = workload.KW * channels if whole else channels
+        w = workload
+        self.rows = min(w.OH, max(1, self.MR // w.OW)) if w.OH and w.OW else 1  # of one block
+        # Prefetches in a step, such that one image's blocks fetch a panel. Where blocks are many, the first one's
+        # waiting weighs little, and less than the prefetches of all the others.
+        blocks = -(-w.OH // self.rows) * -(-w.OW // self.MR) if w.OH and w.OW else 0
+        lines = self.KU * self.NR // _LINE
+        self.fetches = -(-lines // blocks) if 0 < blocks <= _FEW and target.l1_bytes < 4 * w.K * self.NR else 0
 
     def build(self) -> Any:
         w = self.workload
@@ -120,99 +153,103 @@ class _Kernel:
                 y = T.arg("y", T.handle())
                 B, H, W = T.int64(), w.H or T.int64(), w.W or T.int64()
                 OH, OW = w.OH or T.int64(), w.OW or T.int64()
-                self.x = T.match_buffer(inputs["x"], (B, H, W, w.C), "float32")
                 out = (B, OH, OW, w.N)
-                self.residual = T.match_buffer(inputs["residual"], out, "float32") if w.residual else None
-                self.y = T.match_buffer(y, out, "float32")
-                blocks = -(-w.OW // self.MR) if w.OW else T.bind(T.ceildiv(OW, T.int64(self.MR)))
-                rows = T.bind(B * OH)
-                with T.parallel(0, rows * blocks * panels) as task:
-                    place, block = T.bind(T.floordiv(task, blocks)), T.bind(T.floormod(task, blocks))
-                    panel, row = T.bind(T.floordiv(place, rows)), T.bind(T.floormod(place, rows))
-                    at = (T.bind(T.floordiv(row, OH)), T.bind(T.floormod(row, OH)))
-                    first = T.bind(T.floordiv(block * OW, blocks))
-                    count = T.bind(T.floordiv((block + 1) * OW, blocks) - first)
-                    self._dispatch(panel, at, first, count, self._lengths())
+                handles = {"x": (inputs["x"], (B, H, W, w.C)), "y": (y, out)}
+                if w.residual:
+                    handles["residual"] = inputs["residual"], out
+                buffers = {name: T.match_buffer(handle, shape, "float32") for name, (handle, shape) in handles.items()}
+                runs = {name: flat(buffer) for name, buffer in buffers.items()}
+                self.x, self.y, self.residual = runs["x"], runs["y"], runs.get("residual")
+                self.W, self.OW = W, OW
+                groups, row = T.bind(T.ceildiv(OH, T.int64(self.rows))), cut(OW, self.MR, Opaque())
+                each = T.bind(B * groups * row.count)
+                with T.parallel(0, each * panels) as task:
+                    opaque = Opaque()
+                    panel, place = T.bind(T.floordiv(task, each)), T.bind(T.floormod(task, each))
+                    line, block = T.bind(T.floordiv(place, row.count)), T.bind(T.floormod(place, row.count))
+                    b, top = T.bind(T.floordiv(line, groups)), T.bind(T.floormod(line, groups) * self.rows)
+                    left, count = row.block(block, opaque)
+                    height = T.bind(T.min(OH - top, T.int64(self.rows)))
+                    heights = [r for r in (self.rows, w.OH % self.rows) if r]
+                    first = opaque(((b * H + top * w.SH) * W + left * w.SW) * w.C)
+                    into = opaque(((b * OH + top) * OW + left) * w.N)
+                    self._choose(_Block(panel, place, first, into), (height, heights), (count, row.lengths))
         return ib.get()
 
-    def _lengths(self) -> list[int]:
-        """The numbers of pixels that a block can have, largest first."""
-        if not (OW := self.workload.OW):
-            return list(range(self.MR, 0, -1))
-        blocks = -(-OW // self.MR)
-        return sorted({OW // blocks, -(-OW // blocks)}, reverse=True)
+    def _choose(self, at: _Block, height: tuple[Any, Sequence[int]], width: tuple[Any, Sequence[int]]) -> None:
+        """The body for a block of that height and width; each is a value, and what it can be."""
+        choose(*height, lambda rows: choose(*width, lambda columns: self._block(at, rows, columns)))
 
-    def _dispatch(self, panel: Any, at: tuple[Any, Any], first: Any, count: Any, lengths: list[int]) -> None:
-        """The body for exactly `count` pixels, one of `lengths`."""
-        if len(lengths) == 1:
-            self._block(panel, at, first, lengths[0])
-            return
-        with T.If(count == lengths[0]):
-            with T.Then():
-                self._block(panel, at, first, lengths[0])
-            with T.Else():
-                self._dispatch(panel, at, first, count, lengths[1:])
-
-    def _block(self, panel: Any, at: tuple[Any, Any], first: Any, count: int) -> None:
-        """y[b, oh, first : first + count, one panel], at = (b, oh)."""
+    def _block(self, at: _Block, rows: int, columns: int) -> None:
+        """One panel's outputs of rows x columns pixels."""
         w, simd, NV, KU, run = self.workload, self.simd, self.NV, self.KU, self.run
+        pixels = list(product(range(rows), range(columns)))
         chains = 1
-        while chains * count * NV < _CHAINS and chains < KU:
+        while chains * len(pixels) * NV < _CHAINS and chains < KU:
             chains *= 2
-        acc = [[[simd.reg() for _ in range(NV)] for _ in range(count)] for _ in range(chains)]
+        acc = [[[simd.reg() for _ in range(NV)] for _ in pixels] for _ in range(chains)]
         for register in (r for chain in acc for pixel in chain for r in pixel):
             register.v = simd.f32(0)
-        group = T.bind(T.floordiv(panel, T.int64(self.panels))) if w.groups > 1 else 0
-        b, oh = at
-        left = T.bind(first * w.SW)
+        group = T.bind(T.floordiv(at.panel, T.int64(self.panels))) if w.groups > 1 else 0
+        start = T.bind(at.x + group * (w.C // w.groups))
 
-        def step(kh: Any, kw: Any, k: Any, chain: list[list[Reg]]) -> None:
-            """One term of all sums: the k-th float of the run of tap (kh, kw)."""
-            at = (kh * self.taps[1] + kw) * run + k
-            weight = [T.bind(self.weight[panel, at, simd.span(v * simd.lanes)]) for v in range(NV)]
-            for m in range(count):
-                c = group * (w.C // w.groups) + k
-                a = T.bind(simd.splat(self.x[b, oh * w.SH + kh * w.DH, left + kw * w.DW + m * w.SW, c]))
+        def step(tap: Any, x: Any, k: Any, chain: list[list[Reg]]) -> None:
+            """One term of all sums: the k-th float of a tap's run, which for the first pixel begins at x."""
+            place = tap * run + k
+            weight = [T.bind(self.weight[at.panel, place, simd.span(v * simd.lanes)]) for v in range(NV)]
+            for (i, j), sums in zip(pixels, chain, strict=True):
+                a = T.bind(simd.splat(self.x[x + (i * w.SH * self.W + j * w.SW) * w.C + k]))
                 for v in range(NV):
-                    chain[m][v].v = simd.fma(weight[v], a, chain[m][v].v)
+                    sums[v].v = simd.fma(weight[v], a, sums[v].v)
 
+        steps = run // KU
         with T.serial(0, self.taps[0]) as kh, T.serial(0, self.taps[1]) as kw:
-            with T.serial(0, run // KU) as ko:
+            tap = kh * self.taps[1] + kw
+            x = T.bind(start + (kh * w.DH * self.W + kw * w.DW) * w.C)
+            with T.serial(0, steps) as ko:
+                if self.fetches:
+                    self._fetch(at, (at.place * self.taps[0] * self.taps[1] + tap) * steps + ko)
                 for ku in range(KU):
-                    step(kh, kw, ko * KU + ku, acc[ku % chains])
+                    step(tap, x, ko * KU + ku, acc[ku % chains])
             for k in range(run // KU * KU, run):
-                step(kh, kw, k, acc[k % chains])
-        for chain, m, v in product(acc[1:], range(count), range(NV)):
+                step(tap, x, k, acc[k % chains])
+        for chain, m, v in product(acc[1:], range(len(pixels)), range(NV)):
             acc[0][m][v].v = acc[0][m][v].v + chain[m][v].v
-        self._finish(panel, group, (b, oh, first), acc[0])
+        self._finish(at, group, pixels, acc[0])
 
-    def _finish(self, panel: Any, group: Any, at: tuple[Any, Any, Any], acc: list[list[Reg]]) -> None:
+    def _fetch(self, at: _Block, step: Any) -> None:
+        """Step `step` of all that a panel's blocks take fetches its part of the next panel, as long as there is one."""
+        last = self.workload.K * self.NR // _LINE - 1
+        for i in range(self.fetches):
+            line = T.min(step * self.fetches + i, T.int64(last))
+            self.simd.prefetch(self.weight[at.panel + 1, 0, line * _LINE])
+
+    def _finish(self, at: _Block, group: Any, pixels: list[tuple[int, int]], acc: list[list[Reg]]) -> None:
         """Bias, residual, activation, store."""
         simd = self.simd
         if self.bias is not None:
             for v in range(self.NV):
-                bias = T.bind(self.bias[panel, simd.span(v * simd.lanes)])
+                bias = T.bind(self.bias[at.panel, simd.span(v * simd.lanes)])
                 for pixel in acc:
                     pixel[v].v = pixel[v].v + bias
-        inside = T.bind(panel - group * self.panels) if self.workload.groups > 1 else panel
-        channel = T.bind(group * self.each + inside * self.NR)
+        inside = T.bind(at.panel - group * self.panels) if self.workload.groups > 1 else at.panel
+        y = T.bind(at.y + group * self.each + inside * self.NR)
         left = self.each - (self.panels - 1) * self.NR  # outputs in a group's last panel
         if left == self.NR:
-            self._store(at, channel, acc, self.NR)
+            self._store(y, pixels, acc, self.NR)
             return
         with T.If(inside < self.panels - 1):
             with T.Then():
-                self._store(at, channel, acc, self.NR)
+                self._store(y, pixels, acc, self.NR)
             with T.Else():
-                self._store(at, channel, acc, left)
+                self._store(y, pixels, acc, left)
 
-    def _store(self, at: tuple[Any, Any, Any], channel: Any, acc: list[list[Reg]], width: int) -> None:
+    def _store(self, y: Any, pixels: list[tuple[int, int]], acc: list[list[Reg]], width: int) -> None:
         simd, activation = self.simd, self.workload.activation
-        b, oh, first = at
-        for m, pixel in enumerate(acc):
+        for (i, j), pixel in zip(pixels, acc, strict=True):
             for v, start in enumerate(range(0, width, simd.lanes)):
                 n = min(simd.lanes, width - start)
-                place = (b, oh, first + m, simd.span(channel + start, n))
+                place = simd.span(y + (i * self.OW + j) * self.workload.N + start, n)
                 if self.residual is not None and n == simd.lanes:
                     pixel[v].v = pixel[v].v + self.residual[place]
                 elif self.residual is not None:
@@ -221,7 +258,7 @@ class _Kernel:
                     T.buffer_store(part.buffer, part.buffer[simd.span(0, n)] + self.residual[place], [simd.span(0, n)])
                     pixel[v] = part
                 pixel[v].v = epilogue.apply(simd, activation, pixel[v].v)
-                T.buffer_store(self.y, pixel[v].v if n == simd.lanes else self._part(pixel[v], n), list(place))
+                T.buffer_store(self.y, pixel[v].v if n == simd.lanes else self._part(pixel[v], n), [place])
 
     def _part(self, register: Reg, n: int) -> Any:
         """The first n lanes. They are taken from a copy, or LLVM would keep the accumulator itself in memory."""

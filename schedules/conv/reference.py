@@ -37,14 +37,15 @@ def convolve(
 
 
 def slide(w: WindowWorkload, x: np.ndarray, weights: Mapping[str, Any]) -> np.ndarray:
-    """x [B, H, W, C] -> float64 [B, OH, OW, C], as the workload's kind says. Its OH and OW must be known."""
-    B, H, W, C = x.shape
-    below = max(0, (w.OH - 1) * w.SH + (w.KH - 1) * w.DH + 1 - w.top - H)
-    right = max(0, (w.OW - 1) * w.SW + (w.KW - 1) * w.DW + 1 - w.left - W)
+    """x [B, H, W, C] -> float64 [B, OH, OW, C], as the workload's kind says."""
+    B, H, W, _ = x.shape
+    OH, OW = w.out(H, W)
+    below = max(0, (OH - 1) * w.SH + (w.KH - 1) * w.DH + 1 - w.top - H)
+    right = max(0, (OW - 1) * w.SW + (w.KW - 1) * w.DW + 1 - w.left - W)
     pads = ((0, 0), (w.top, below), (w.left, right), (0, 0))
     padded = np.pad(x.astype(np.float64), pads, constant_values=-np.inf if w.kind == "max" else 0)
     inside = np.pad(np.ones((B, H, W, 1)), pads)
-    shape = ((w.KH, w.KW), (w.SH, w.SW), (w.DH, w.DW), (w.OH, w.OW))
+    shape = ((w.KH, w.KW), (w.SH, w.SW), (w.DH, w.DW), (OH, OW))
     seen = list(taps(padded, *shape))
     if w.kind == "max":
         return epilogue.reference(w.activation, np.max([part for _, part in seen], axis=0))

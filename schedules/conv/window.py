@@ -8,7 +8,7 @@ channels would hang over, they are moved back: some channels are computed twice,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,13 +17,14 @@ import numpy as np
 
 from llmc.schedules import epilogue
 from llmc.schedules.base import Arrays, Config, Space, Template, Work, Workload
+from llmc.schedules.conv.blocks import cut, flat
 from llmc.schedules.conv.reference import slide
 from llmc.schedules.conv.workloads import WindowWorkload
 from llmc.targets.base import Target
-from llmc.targets.intrinsics import Reg, Simd
+from llmc.targets.intrinsics import Opaque, Reg, Simd
 from llmc.tvm_shim import IRBuilder, T
 
-_LOWEST = float(np.finfo(np.float32).min)
+_LOWEST = float("-inf")
 _GRAIN = 1 << 15  # products below which a call stays on its thread
 
 
@@ -41,17 +42,19 @@ class WindowTemplate(Template):
     def space(self, workload: WindowWorkload, target: Target) -> Space:
         def valid(config: Config) -> bool:
             MR, NV = int(config["MR"]), int(config["NV"])
-            return (NV == 1 or NV * target.lanes <= workload.C) and MR * NV + 2 * NV <= target.vector_registers
+            return (NV == 1 or NV * target.lanes <= workload.C) and target.vector_registers >= MR * NV + 2 * NV
 
         return Space({"MR": (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "NV": (1, 2, 4)}, valid)
 
     def default(self, workload: WindowWorkload, target: Target) -> dict[str, int | str]:
-        return {"MR": 8 if target.vector_registers >= 32 else 4, "NV": 1}
+        wide = 2 * target.lanes <= workload.C
+        return {"MR": (7 if wide else 8) if target.vector_registers >= 32 else 4, "NV": 2 if wide else 1}
 
     def prepack(self, weights: Mapping[str, Any], workload: WindowWorkload, config: Config, target: Target) -> Arrays:
         if workload.kind != "depthwise":
             return {}
-        packed = {"weight": np.ascontiguousarray(np.asarray(weights["weight"])[:, 0].transpose(1, 2, 0))}
+        weight = np.asarray(weights["weight"]).reshape(-1, workload.KH, workload.KW)
+        packed = {"weight": np.ascontiguousarray(weight.transpose(1, 2, 0))}
         return packed | ({"bias": np.ascontiguousarray(weights["bias"])} if workload.bias else {})
 
     def layout(self, workload: WindowWorkload, config: Config, target: Target) -> str:
@@ -79,15 +82,20 @@ class WindowTemplate(Template):
         weight = rng.standard_normal((w.C, 1, w.KH, w.KW), np.float32)
         return {"weight": weight, "bias": rng.standard_normal(w.C, np.float32)}
 
+    def corners(self, workload: WindowWorkload) -> Sequence[Mapping[str, int]]:
+        if workload.H and workload.W:
+            return [workload.sizes(B, workload.OH, workload.OW) for B in (1, 2, 3)]
+        return [workload.sizes(B, OH, OW) for B, OH in ((1, 3), (2, 1)) for OW in (*range(1, 18), 31)]
+
 
 @dataclass(frozen=True)
 class _Block:
-    """Where a body works: image, row and first column of y, the rows low..high of the window that are inside of x, and
-    the block's first channel."""
+    """Where a body works: where x and y begin (for the first pixel's window, be that outside), the first column of that
+    window, the rows low..high of windows that are inside of x, and the first channel."""
 
-    b: Any
-    oh: Any
-    first: Any
+    x: Any
+    y: Any
+    left: Any
     low: Any
     high: Any
     channel: Any
@@ -116,110 +124,102 @@ class _Kernel:
                 y = T.arg("y", T.handle())
                 B, self.H, self.W = T.int64(), w.H or T.int64(), w.W or T.int64()
                 OH, OW = w.OH or T.int64(), w.OW or T.int64()
-                self.x = T.match_buffer(x, (B, self.H, self.W, w.C), "float32")
-                self.y = T.match_buffer(y, (B, OH, OW, w.C), "float32")
-                tasks = T.bind(B * OH * T.int64(self.chunks))
-                steps = tasks * OW * T.int64(self.taken * w.KH * w.KW)
-                with T.If(steps < T.int64(_GRAIN)):
-                    with T.Then():
-                        with T.serial(0, tasks) as task:
-                            self._row(task, OH, OW)
-                    with T.Else():
-                        with T.parallel(0, tasks) as task:
-                            self._row(task, OH, OW)
+                images = T.match_buffer(x, (B, self.H, self.W, w.C), "float32")
+                results = T.match_buffer(y, (B, OH, OW, w.C), "float32")
+                self.x, self.y = flat(images), flat(results)
+                self._rows(B, OH, OW)
         return ib.get()
+
+    def _rows(self, B: Any, OH: Any, OW: Any) -> None:
+        """All rows, in parallel, unless it is known that images are small, and there are few of them."""
+        w = self.workload
+        tasks = T.bind(B * OH * T.int64(self.chunks))
+        products = w.OH * w.OW * w.C * w.KH * w.KW  # of one image; 0 where they are not known
+        if not 0 < products < _GRAIN:
+            with T.parallel(0, tasks) as task:
+                self._row(task, OH, OW)
+            return
+        with T.If(B * T.int64(products) < T.int64(_GRAIN)):
+            with T.Then():
+                with T.serial(0, tasks) as task:
+                    self._row(task, OH, OW)
+            with T.Else():
+                with T.parallel(0, tasks) as task:
+                    self._row(task, OH, OW)
 
     def _row(self, task: Any, OH: Any, OW: Any) -> None:
         """One block of channels of one row of y."""
         w = self.workload
+        self.opaque = opaque = Opaque()
         row, chunk = T.bind(T.floordiv(task, T.int64(self.chunks))), T.bind(T.floormod(task, T.int64(self.chunks)))
         b, oh = T.bind(T.floordiv(row, OH)), T.bind(T.floormod(row, OH))
         top = T.bind(oh * w.SH - w.top)  # may be negative: rows above x
-        low = T.bind(T.ceildiv(T.max(-top, T.int64(0)), T.int64(w.DH))) if w.top else 0
-        high = T.bind(T.min(T.ceildiv(T.max(self.H - top, T.int64(0)), T.int64(w.DH)), T.int64(w.KH)))
-        channel = T.bind(T.min(chunk * self.taken, T.int64(w.C - self.taken)))
-        blocks = T.ceildiv(OW, T.int64(self.MR))
-        with T.serial(0, blocks) as block:
-            first = T.bind(T.floordiv(block * OW, blocks))
-            count = T.bind(T.floordiv((block + 1) * OW, blocks) - first)
-            self._dispatch(_Block(b, oh, first, low, high, channel), count, self._lengths())
+        low = opaque(T.ceildiv(T.max(-top, T.int64(0)), T.int64(w.DH))) if w.top else 0
+        high = opaque(T.min(T.ceildiv(T.max(self.H - top, T.int64(0)), T.int64(w.DH)), T.int64(w.KH)))
+        channel = opaque(T.min(chunk * self.taken, T.int64(w.C - self.taken)))
 
-    def _lengths(self) -> list[int]:
-        """The numbers of pixels that a block can have, largest first."""
-        if not (OW := self.workload.OW):
-            return list(range(self.MR, 0, -1))
-        blocks = -(-OW // self.MR)
-        return sorted({OW // blocks, -(-OW // blocks)}, reverse=True)
+        def block(first: Any, count: int) -> None:
+            left = opaque(first * w.SW - w.left)
+            x = opaque(((b * self.H + top) * self.W + left) * w.C + channel)
+            y = opaque((row * OW + first) * w.C + channel)
+            self._edges(_Block(x, y, left, low, high, channel), count)
 
-    def _dispatch(self, at: _Block, count: Any, lengths: list[int]) -> None:
-        """The body for exactly `count` pixels, one of `lengths`."""
-        if len(lengths) == 1:
-            self._edges(at, lengths[0])
-            return
-        with T.If(count == lengths[0]):
-            with T.Then():
-                self._edges(at, lengths[0])
-            with T.Else():
-                self._dispatch(at, count, lengths[1:])
+        cut(OW, self.MR, opaque).each(opaque, block)
 
     def _edges(self, at: _Block, count: int) -> None:
         """A body without tests where all windows of the block are inside of x, and one with."""
         w = self.workload
-        left = T.bind(at.first * w.SW - w.left)
         span = (count - 1) * w.SW + (w.KW - 1) * w.DW + 1
-        with T.If(T.And(left >= 0, left + span <= self.W)):
+        with T.If(T.And(at.left >= 0, at.left + span <= self.W)):
             with T.Then():
-                self._block(at, left, count, tested=False)
+                self._block(at, count, tested=False)
             with T.Else():
-                self._block(at, left, count, tested=True)
+                self._block(at, count, tested=True)
 
-    def _block(self, at: _Block, left: Any, count: int, tested: bool) -> None:
+    def _block(self, at: _Block, count: int, tested: bool) -> None:
         w, NV = self.workload, self.NV
         acc = [[Reg(self.width) for _ in range(NV)] for _ in range(count)]
         for pixel, v in product(acc, range(NV)):
             pixel[v].v = self._splat(_LOWEST if w.kind == "max" else 0)
         with T.serial(at.low, at.high) as kh:
-            row = T.bind(at.oh * w.SH - w.top + kh * w.DH)
+            x = self.opaque(at.x + kh * w.DH * self.W * w.C)
             for column in sorted({m * w.SW + kw * w.DW for m in range(count) for kw in range(w.KW)}):
-                iw = T.bind(left + column)
                 readers = [(m, kw) for m, kw in product(range(count), range(w.KW)) if m * w.SW + kw * w.DW == column]
                 if not tested:
-                    self._column(at, kh, row, iw, readers, acc)
+                    self._column(at, kh, x + column * w.C, readers, acc)
                     continue
-                with T.If(T.And(iw >= 0, iw < self.W)):
+                with T.If(T.And(at.left + column >= 0, at.left + column < self.W)):
                     with T.Then():
-                        self._column(at, kh, row, iw, readers, acc)
+                        self._column(at, kh, x + column * w.C, readers, acc)
         for m, pixel in enumerate(acc):
-            scale = self._share(at, left, m) if w.kind == "average" else None
+            scale = self._share(at, m) if w.kind == "average" else None
             for v in range(NV):
-                span = self.simd.span(at.channel + v * self.width, self.width)
                 value = pixel[v].v
                 if scale is not None:
                     value = value * scale
                 if self.bias is not None:
-                    value = value + self.bias[span]
-                T.buffer_store(self.y, self._activation(value), [at.b, at.oh, at.first + m, span])
+                    value = value + self.bias[self.simd.span(at.channel + v * self.width, self.width)]
+                place = self.simd.span(at.y + m * w.C + v * self.width, self.width)
+                T.buffer_store(self.y, self._activation(value), [place])
 
-    def _column(
-        self, at: _Block, kh: Any, row: Any, iw: Any, readers: list[tuple[int, int]], acc: list[list[Reg]]
-    ) -> None:
+    def _column(self, at: _Block, kh: Any, x: Any, readers: list[tuple[int, int]], acc: list[list[Reg]]) -> None:
         """One pixel of x goes into the windows (m, kw) that see it."""
         w = self.workload
         for v in range(self.NV):
             span = self.simd.span(at.channel + v * self.width, self.width)
-            value = T.bind(self.x[at.b, row, iw, span])
+            value = T.bind(self.x[self.simd.span(x + v * self.width, self.width)])
             for m, kw in readers:
                 if w.kind == "depthwise":
                     acc[m][v].v = self.simd.fma(value, self.weight[kh, kw, span], acc[m][v].v, self.width)
                 else:
                     acc[m][v].v = T.max(acc[m][v].v, value) if w.kind == "max" else acc[m][v].v + value
 
-    def _share(self, at: _Block, left: Any, m: int) -> Any:
+    def _share(self, at: _Block, m: int) -> Any:
         """One over the number of places that count in the window of pixel m."""
         w = self.workload
         if w.count_pad:
             return self._splat(1 / (w.KH * w.KW))
-        start = T.bind(left + m * w.SW)
+        start = T.bind(at.left + m * w.SW)
         low = T.ceildiv(T.max(-start, T.int64(0)), T.int64(w.DW))
         high = T.min(T.ceildiv(T.max(self.W - start, T.int64(0)), T.int64(w.DW)), T.int64(w.KW))
         places = T.max((at.high - at.low) * (high - low), T.int64(1))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.schedules.base import Arrays, Config, Template, Workload
+from llmc.schedules.base import Arrays, Config, Template, Workload, bind_dims
 from llmc.targets.base import Target
 from llmc.targets.detect import machine
 from llmc.targets.x86 import AVX2, AVX512
@@ -35,18 +35,26 @@ class Kernel:
     config: Config
     call: Any
 
-    def run(self, inputs: Mapping[str, np.ndarray], packed: Arrays) -> Arrays:
-        """The outputs; they start as NaN, so that an element which is not written shows."""
-        M = next(iter(inputs.values())).shape[0]
-        shapes = {a.name: tuple(M if s == "M" else int(s) for s in a.shape) for a in self.workload.outputs()}
+    def run(self, inputs: Mapping[str, np.ndarray], packed: Arrays, dims: Mapping[str, int] | None = None) -> Arrays:
+        """The outputs; they start as NaN, so that an element which is not written shows. `dims`: sizes that no input
+        tells."""
+        known = bind_dims(self.workload.inputs(), inputs) | dict(dims or {})
+        outputs_ = self.workload.outputs()
+        shapes = {a.name: tuple(known[s] if isinstance(s, str) else s for s in a.shape) for a in outputs_}
         outputs = {name: tvm.runtime.tensor(np.full(shape, np.nan, np.float32)) for name, shape in shapes.items()}
         arguments = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*inputs.values(), *packed.values())]
         self.call(*arguments, *outputs.values())
         return {name: array.numpy() for name, array in outputs.items()}
 
-    def check(self, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Any], tolerance: float) -> None:
+    def check(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        weights: Mapping[str, Any],
+        tolerance: float,
+        dims: Mapping[str, int] | None = None,
+    ) -> None:
         """Every output is within `tolerance` of the reference, relative to the larger of 1 and its largest element."""
-        got = self.run(inputs, self.template.prepack(weights, self.workload, self.config, self.target))
+        got = self.run(inputs, self.template.prepack(weights, self.workload, self.config, self.target), dims)
         for name, want in self.template.reference(self.workload, inputs, weights).items():
             bound = tolerance * max(1.0, float(np.abs(want).max()))
             np.testing.assert_allclose(got[name], want, rtol=0, atol=bound, err_msg=f"{name} of {self.workload}")
