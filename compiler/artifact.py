@@ -6,7 +6,7 @@ import hashlib
 import json
 import mmap
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from llmc import __version__
 from llmc.fuse import Decoder
-from llmc.graph import LLMC, Constant, Dim, Graph
+from llmc.graph import LLMC, Constant, Dim, Graph, graphs
 from llmc.lower import Lowered, Param
 from llmc.package.archive import write_artifact
 from llmc.package.manifest import (
@@ -68,14 +68,13 @@ class _Packed(Mapping[str, np.ndarray]):
 
     def __init__(self, params: Mapping[str, Param], mapped: tuple[mmap.mmap, ...]) -> None:
         self.params, self.mapped = params, mapped
-        self.last: tuple[str, list[np.ndarray]] = ("", [])
+        self.last: tuple[Callable[[], list[np.ndarray]] | None, list[np.ndarray]] = (None, [])
 
     def __getitem__(self, key: str) -> np.ndarray:
         param = self.params[key]
-        group = param.name.rpartition(":")[0] or param.name
-        if self.last[0] != group:
-            self.last = ("", [])  # not both in memory
-            self.last = (group, param.pack())
+        if self.last[0] is not param.pack:  # tensors of one kernel share it; exporters' names may look as if they did
+            self.last = (None, [])  # not both in memory
+            self.last = (param.pack, param.pack())
             for file in self.mapped:
                 file.madvise(mmap.MADV_DONTNEED)
         return self.last[1][param.index]
@@ -126,7 +125,7 @@ def describe(
         ),
     )
     extras = {name: model.parent / name for name in _BESIDE if (model.parent / name).is_file()}
-    constants = [c for graph in plan.functions.values() for c in graph.constants.values()]
+    constants = [c for whole in plan.functions.values() for graph in graphs(whole) for c in graph.constants.values()]
     return Artifact(manifest, Path(folder.name) / "lib.so", lowered.params, extras, folder, _mapped_by(constants))
 
 
@@ -224,7 +223,7 @@ def _max_length(graph: Graph) -> int | None:
 
 def _quantization(graph: Graph, format: Format | None) -> dict[str, object]:
     weights = [c for c in graph.constants.values() if isinstance(c, QuantizedWeight)]
-    kinds = {f"{w.bits}-bit, groups of {w.group_size if w.group_size != w.K else 'K'}" for w in weights}
+    kinds = {f"{w.table or f'{w.bits}-bit'}, groups of {w.group_size if w.group_size != w.K else 'K'}" for w in weights}
     linears = [n for n in graph.nodes if n.op == "Linear" and n.domain == LLMC]
     rounded = {n.inputs[1] for n in linears if n.attrs["activations"] == "bf16"}  # floats until a kernel packs them
     if rounded:

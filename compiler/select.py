@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from llmc.graph import LLMC, Graph, Node, same_dim
+from llmc.graph import LLMC, Dim, Graph, Node, graphs, same_dim
 from llmc.schedules.attention.attention import ATTENTION
 from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
 from llmc.schedules.base import Kernel
+from llmc.schedules.conv.conv import CONV
+from llmc.schedules.conv.window import WINDOW
+from llmc.schedules.conv.workloads import ConvWorkload, WindowWorkload
 from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.formats import QuantizedWeight
 from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
-from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
+from llmc.schedules.gemm.lowbit import LOWBIT, TABLE, LowBitLinearWorkload, TableLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
+from llmc.schedules.recurrent.recurrent import RECURRENT
+from llmc.schedules.recurrent.workload import RecurrentWorkload
 from llmc.targets.base import Target
 
 
@@ -35,7 +41,7 @@ class Plan:
         lines = []
         for name, graph in self.functions.items():
             lines.append(f"function {name}")
-            for node in graph.nodes:
+            for node in (node for inner in graphs(graph) for node in inner.nodes):
                 kernels = self.kernels.get((name, node.outputs[0]), ())
                 lines += [f"  {node.outputs[0]}: {kernel}" for kernel in kernels] or [
                     f"  {node.outputs[0]}: {node.op} by rule"
@@ -50,8 +56,8 @@ class Plan:
 def select(functions: Mapping[str, Graph], target: Target) -> Plan:
     """Choose kernels for every big operator; what no template accepts is left to its rule."""
     chosen: dict[tuple[str, str], tuple[Kernel, ...]] = {}
-    for name, graph in functions.items():
-        for node in graph.nodes:
+    for name, whole in functions.items():
+        for graph, node in ((inner, node) for inner in graphs(whole) for node in inner.nodes):
             choose = _CHOICES.get(node.op) if node.domain == LLMC else None
             kernels = choose(graph, node, target) if choose is not None else ()
             if kernels and all(k.template.accepts(k.workload, target) for k in kernels):
@@ -69,10 +75,10 @@ def _linear(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
             x = "bf16" if target.tiles else "a32"
             return (Kernel(BF16, Bf16LinearWorkload(N, K, "float32", bias, activation, residual, x)),)
         return (Kernel(DENSE, DenseLinearWorkload(N, K, bias=bias, activation=activation, residual=residual)),)
-    workload = LowBitLinearWorkload.of(
-        weight, activations=node.attrs["activations"], bias=bias, activation=activation, residual=residual
-    )
-    return (Kernel(LOWBIT, workload),)
+    epilogue = {"activations": node.attrs["activations"], "bias": bias, "activation": activation, "residual": residual}
+    if weight.table:
+        return (Kernel(TABLE, TableLinearWorkload.of(weight, **epilogue)),)
+    return (Kernel(LOWBIT, LowBitLinearWorkload.of(weight, **epilogue)),)
 
 
 def _embedding(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
@@ -138,6 +144,78 @@ def _attention(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
     return Kernel(KV_APPEND, append), Kernel(ATTENTION, attend)
 
 
+def _recurrent(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
+    hidden = graph.types[node.inputs[1]].shape[2]
+    assert isinstance(hidden, int)
+    initial = len(node.inputs) > 3
+    return (Kernel(RECURRENT, RecurrentWorkload(hidden, node.attrs["cell"], node.attrs["way"], initial)),)
+
+
+def _conv(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
+    """Of one tap, pixels are rows of a matrix: they need no second dimension."""
+    weight = graph.constants[node.inputs[1]]
+    if not isinstance(weight, np.ndarray):
+        return ()
+    N, each = weight.shape[:2]
+    x, y = (_image(graph.types[name].shape) for name in (node.inputs[0], node.outputs[0]))
+    groups, strides, kernel = node.attrs["groups"], node.attrs["strides"], node.attrs["kernel"]
+    H, W = map(_known, x[1:3])
+    if flat := kernel == strides == (1, 1):
+        H, W = 1, math.prod(d if isinstance(d, int) else 0 for d in y[:3])
+    workload = ConvWorkload(
+        C=each * groups,
+        N=N,
+        KH=kernel[0],
+        KW=kernel[1],
+        SH=strides[0],
+        SW=strides[1],
+        DH=1 if flat else node.attrs["dilations"][0],
+        DW=1 if flat else node.attrs["dilations"][1],
+        groups=groups,
+        H=H,
+        W=W,
+        bias=bool(node.inputs[2]),
+        activation=node.attrs["activation"],
+        residual=bool(node.inputs[3]),
+    )
+    return (Kernel(CONV, workload),)
+
+
+def _window(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
+    a = node.attrs
+    x, y = (_image(graph.types[name].shape) for name in (node.inputs[0], node.outputs[0]))
+    workload = WindowWorkload(
+        C=_known(x[3]),
+        KH=a["kernel"][0],
+        KW=a["kernel"][1],
+        kind=a["kind"],
+        SH=a["strides"][0],
+        SW=a["strides"][1],
+        DH=a["dilations"][0],
+        DW=a["dilations"][1],
+        top=a["pads"][0],
+        left=a["pads"][1],
+        H=_known(x[1]),
+        W=_known(x[2]),
+        OH=_known(y[1]),
+        OW=_known(y[2]),
+        bias=bool(node.inputs[2]),
+        activation=a["activation"],
+        count_pad=a["count_pad"],
+    )
+    return (Kernel(WINDOW, workload),)
+
+
+def _image(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """[B, L, C] as an image of one row."""
+    return shape if len(shape) == 4 else (shape[0], 1, *shape[1:])
+
+
+def _known(dim: Dim) -> int:
+    """A dimension as workloads have it: 0 where it is left to run time."""
+    return dim if isinstance(dim, int) else 0
+
+
 def _rotary_dim(graph: Graph, node: Node) -> int:
     """How many dimensions of a head rotate; 0 where all or none do."""
     width = graph.types[node.inputs[5]].shape[-1] if node.inputs[5] else 0
@@ -146,8 +224,11 @@ def _rotary_dim(graph: Graph, node: Node) -> int:
 
 
 _CHOICES: dict[str, Callable[[Graph, Node, Target], tuple[Kernel, ...]]] = {
+    "Conv": _conv,
     "Linear": _linear,
     "Embedding": _embedding,
     "Norm": _norm,
     "Attention": _attention,
+    "Window": _window,
+    "Recurrent": _recurrent,
 }

@@ -38,8 +38,8 @@ def effect(name: str, *args: Any) -> None:
 
 
 class Opaque:
-    """Calling it with an int64 gives that number as one that TVM does not look behind: it has been through memory, which
-    LLVM takes away again.
+    """Calling it with an int64 gives that number as one that TVM does not look behind: it has been through memory,
+    which LLVM takes away again.
 
     What is only bound to a name, TVM's simplifier and code generator put in place of the name wherever it stands, and
     reason about: for seconds, where an address comes of divisions by sizes of run time. All numbers of one loop body
@@ -214,6 +214,29 @@ class Simd:
         """Four consecutive int8 (the last index is where they start) repeated in every lane: one vpbroadcastd."""
         quad = T.reinterpret("int32", buffer[(*index[:-1], T.ramp(index[-1], 1, 4))])
         return T.reinterpret(f"int8x{4 * self.lanes}", T.broadcast(quad, self.lanes))
+
+    # -- tables -------------------------------------------------------------------------------------------------
+    def look_up(self, table: Sequence[int], codes: Any) -> Any:
+        """table[code] for a register of uint8 codes below 16; the table's 16 values are bytes."""
+        n = 4 * self.lanes
+        values = T.bind(T.reinterpret(f"int8x{n}", self._repeated(table)))
+        name = "llvm.x86.avx512.pshuf.b.512" if self.lanes == 16 else "llvm.x86.avx2.pshuf.b"
+        return T.reinterpret(f"uint8x{n}", pure(name, values, T.reinterpret(f"int8x{n}", codes), dtype=f"int8x{n}"))
+
+    def _repeated(self, table: Sequence[int]) -> Any:
+        """16 bytes in every 128 bits of a register: as constants of 32 bits, of which TVM can make a vector."""
+        words = [int.from_bytes(bytes(v & 255 for v in table[i : i + 4]), "little", signed=True) for i in (0, 4, 8, 12)]
+        return T.Shuffle([T.int32(words[i % 4]) for i in range(self.lanes)], list(range(self.lanes)))
+
+    def look_up_floats(self, table: Sequence[float], codes: Any) -> Any:
+        """table[code] for a register of int32 codes below 16; the table holds 16 float32."""
+        n = self.lanes
+        if n == 16:
+            values = T.Shuffle([T.float32(v) for v in table], list(range(16)))
+            return pure("llvm.x86.avx512.permvar.sf.512", values, codes, dtype="float32x16")
+        low, high = (T.Shuffle([T.float32(v) for v in table[i : i + 8]], list(range(8))) for i in (0, 8))
+        parts = [pure("llvm.x86.avx2.permps", half, codes, dtype="float32x8") for half in (low, high)]
+        return T.Select(codes > self.i32(7), parts[1], parts[0])
 
     def prefetch(self, address_of: Any) -> None:
         """Ask for the cache line of `address_of` (a buffer element), for reading, into all levels."""

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from llmc.graph import LLMC, Editor, Graph, Node, TensorType, prune
+from llmc.graph import LLMC, Editor, Graph, Node, TensorType, prune, with_bodies
 from llmc.match import nodes
+from llmc.quantize.apart import take_apart
 from llmc.quantize.checkpoint import read_quantized
 from llmc.quantize.formats import Format
 from llmc.quantize.linears import find_linears
-from llmc.quantize.rtn import round_to_nearest
+from llmc.quantize.rows import lift_rows
+from llmc.quantize.rtn import round_to_nearest, round_to_table
 
 _SMALLEST = 4096  # weights below this many elements gain nothing
 
@@ -21,7 +23,7 @@ def quantize(graph: Graph, format: Format | None) -> Graph:
 
     Weights that arrive quantised stay as they are, whatever `format` says.
     """
-    graph = find_linears(read_quantized(graph))
+    graph = with_bodies(find_linears(lift_rows(take_apart(read_quantized(graph)))), lambda body: quantize(body, format))
     return graph if format is None else _apply(graph, format)
 
 
@@ -38,7 +40,11 @@ def _apply(graph: Graph, format: Format) -> Graph:
                 continue
             if format.group_size:
                 bits = format.head_bits if name in heads else format.bits
-                constants[name] = round_to_nearest(weight, bits, format.group_size)
+                if format.table and name not in heads:
+                    table = round_to_table(weight, format.table, format.group_size, powers=format.powers)
+                    constants[name] = table
+                else:
+                    constants[name] = round_to_nearest(weight, bits, format.group_size)
             done[name] = format.activations
         edit.remove(node)
         edit.add(replace(node, attrs={**node.attrs, "activations": done[name]}))

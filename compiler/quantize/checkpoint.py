@@ -1,7 +1,7 @@
 """Reads weights that arrive quantised, and keeps them as they are.
 
-MatMulNBits and GatherBlockQuantized (com.microsoft), Q/DQ pairs and DequantizeLinear of a constant (per tensor, per
-axis and block-wise), and DynamicQuantizeLinear + MatMulInteger all become a `Linear` or a lookup over a
+MatMulNBits, MatMulBnb4 and GatherBlockQuantized (com.microsoft), Q/DQ pairs and DequantizeLinear of a constant (per
+tensor, per axis and block-wise), and DynamicQuantizeLinear + MatMulInteger all become a `Linear` or a lookup over a
 `QuantizedWeight`. Activation scales that a Q/DQ model fixed in advance are replaced by scales taken from the data at
 run time, which are at least as fine; where the model clips by quantising, the Clip stays.
 """
@@ -15,8 +15,10 @@ import numpy as np
 from llmc.graph import Editor, Graph, Node
 from llmc.match import array, made_by, nodes, only_user, rank, scalar
 from llmc.quantize.activations import LIMITS, drop_pairs, float_source, fold_constants
-from llmc.quantize.linears import linear
+from llmc.quantize.linears import bias_row, linear
 from llmc.schedules.formats import PackedCodes, QuantizedWeight
+
+_FP4 = "float4_e2m1fn"
 
 
 def read_quantized(graph: Graph) -> Graph:
@@ -24,6 +26,8 @@ def read_quantized(graph: Graph) -> Graph:
     edit = Editor(graph)
     for node in nodes(edit, "MatMulNBits", domain="com.microsoft"):
         _matmul_nbits(edit, node)
+    for node in nodes(edit, "MatMulBnb4", domain="com.microsoft"):
+        _matmul_bnb4(edit, node)
     for node in nodes(edit, "GatherBlockQuantized", domain="com.microsoft"):
         _gather_blocks(edit, node)
     for node in nodes(edit, "MatMulInteger"):
@@ -46,16 +50,41 @@ def _matmul_nbits(edit: Editor, node: Node) -> None:
     K, N, bits, block = (int(node.attrs[k]) for k in ("K", "N", "bits", "block_size"))
     source = _stored(edit, node.inputs[1])
     packed, scales = array(edit, source), array(edit, node.inputs[2])
-    if bits not in (4, 8) or packed is None or scales is None or node.input(4):
+    if bits not in (2, 4, 8) or packed is None or scales is None or node.input(4):
         return  # the operator's own rule takes it
     blocks = -(-K // block)
     stored = packed.reshape(N, -1)
-    codes = PackedCodes((stored,), K) if bits == 4 else stored[:, :K]
+    codes = PackedCodes((stored,), K) if bits == 4 else _unpacked(stored, bits)[:, :K]
     zero = _nbits_zero(array(edit, node.input(3)), N, blocks, bits)
     weight = QuantizedWeight(codes, np.asarray(scales, np.float32).reshape(N, blocks), zero, bits, block)
     name = edit.constant(f"{source}.codes", weight)
     activations = "a8" if node.attrs.get("accuracy_level", 0) == 4 else "a32"
     linear(edit, node, node.inputs[0], name, bias=node.input(5), activations=activations)
+
+
+def _matmul_bnb4(edit: Editor, node: Node) -> None:
+    """com.microsoft.MatMulBnb4 with NormalFloat: the flat [N, K] matrix two codes a byte, the first in the high half,
+    and a scale for every `block_size` of them."""
+    K, N, block = (int(node.attrs[k]) for k in ("K", "N", "block_size"))
+    packed, scales = array(edit, node.inputs[1]), array(edit, node.inputs[2])
+    if (
+        node.attrs["quant_type"] != 1
+        or packed is None
+        or scales is None
+        or K % block
+        or not node.attrs.get("transB", 1)
+    ):
+        return  # the operator's own rule takes it
+    flat = packed.reshape(-1)
+    codes = np.stack([flat >> 4, flat & 15], axis=-1).reshape(N, K)
+    weight = QuantizedWeight(codes, np.asarray(scales, np.float32).reshape(N, -1), 0.0, 4, block, "nf4")
+    linear(edit, node, node.inputs[0], edit.constant(f"{node.inputs[1]}.codes", weight), activations="a32")
+
+
+def _unpacked(stored: np.ndarray, bits: int) -> np.ndarray:
+    """[N, bytes] -> codes [N, bytes * 8 / bits], a byte's lowest bits first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return (stored[..., None] >> shifts & ((1 << bits) - 1)).reshape(len(stored), -1)
 
 
 def _stored(edit: Editor, name: str) -> str:
@@ -92,8 +121,7 @@ def _nbits_zero(stored: np.ndarray | None, N: int, blocks: int, bits: int) -> fl
     if stored is None:
         return float(1 << (bits - 1))
     if stored.dtype == np.uint8:
-        stored = stored.reshape(N, -(-blocks * bits // 8))
-        stored = np.asarray(PackedCodes((stored,), blocks)) if bits == 4 else stored
+        stored = _unpacked(stored.reshape(N, -(-blocks * bits // 8)), bits)[:, :blocks]
     return simplest_zero(stored.reshape(N, blocks).astype(np.float32))
 
 
@@ -111,12 +139,14 @@ def _matmul_integer(edit: Editor, node: Node) -> None:
     scaled = only_user(edit, cast.outputs[0], "Mul") if cast is not None else None
     if source is None or codes is None or codes.ndim != 2 or cast is None or scaled is None:
         return
+    if node.input(2) != source.outputs[2]:
+        return
     factor = scaled.inputs[1] if scaled.inputs[0] == cast.outputs[0] else scaled.inputs[0]
     product = made_by(edit, factor, "Mul")
     if product is None or source.outputs[1] not in product.inputs:
         return
     scale = array(edit, product.inputs[1] if product.inputs[0] == source.outputs[1] else product.inputs[0])
-    if scale is None or scale.size not in (1, codes.shape[1]):
+    if scale is None or (scale.size != 1 and scale.shape != codes.shape[1:]):
         return
     zero = array(edit, node.input(3)) if node.input(3) else np.zeros((), codes.dtype)
     if zero is None:
@@ -140,14 +170,17 @@ def _from_columns(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> Qua
 def _dequantized_matmul(edit: Editor, node: Node) -> None:
     weight = float_source(edit, node.inputs[1]) or node.inputs[1]
     transpose = made_by(edit, weight, "Transpose")
-    transposed = bool(node.attrs.get("transB", 0)) or transpose is not None
+    transposed = bool(node.attrs.get("transB", 0)) != (transpose is not None)
     dequantize = made_by(edit, transpose.inputs[0] if transpose is not None else weight, "DequantizeLinear")
     if dequantize is None or rank(edit, node.inputs[0]) < 2 or array(edit, node.inputs[0]) is not None:
         return
     if node.op == "Gemm" and (node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("transA", 0)):
         return
-    bias = _dequantized_row(edit, node.input(2))
+    if node.input(2) and node.attrs.get("beta", 1.0) != 1.0:
+        return
+    row = _dequantized_row(edit, node.input(2))
     name = _weight_of(edit, dequantize, transposed)
+    bias = bias_row(edit, row, name) if name is not None and row is not None else None
     if name is None or bias is None:
         return
     x = float_source(edit, node.inputs[0])
@@ -190,14 +223,17 @@ def _weight_of(edit: Editor, node: Node, transposed: bool) -> str | None:
         or scale is None
         or zero is None
         or codes.ndim != 2
-        or codes.dtype.name not in LIMITS
+        or codes.dtype.name not in (*LIMITS, _FP4)
         or codes.dtype.itemsize > 1
     ):
         return None
     axis, block = int(node.attrs.get("axis", 1)) % 2, int(node.attrs.get("block_size", 0))
-    shift = -LIMITS[codes.dtype.name][0]
-    q = (codes.astype(np.int16) + shift).astype(np.uint8)
+    table = "fp4" if codes.dtype.name == _FP4 else ""
+    shift = 0 if table else -LIMITS[codes.dtype.name][0]
+    q = codes.view(np.uint8) & 15 if table else (codes.astype(np.int16) + shift).astype(np.uint8)
     scale, zero = scale.astype(np.float32), zero.astype(np.float32) + shift
+    if table and zero.any():
+        return None
     if not transposed:
         q, axis = q.T, 1 - axis
         scale, zero = (v.T if v.ndim == 2 else v for v in (scale, zero))
@@ -212,8 +248,8 @@ def _weight_of(edit: Editor, node: Node, transposed: bool) -> str | None:
         """One number for each row and group."""
         return np.ascontiguousarray(np.broadcast_to(value if value.ndim == 2 else value.reshape(-1, 1), (N, groups)))
 
-    bits = 4 if codes.dtype.name.endswith("int4") else 8
-    weight = QuantizedWeight(np.ascontiguousarray(q), fit(scale), simplest_zero(fit(zero)), bits, block or K)
+    bits = 4 if codes.dtype.name.endswith("int4") or table else 8
+    weight = QuantizedWeight(np.ascontiguousarray(q), fit(scale), simplest_zero(fit(zero)), bits, block or K, table)
     edit.types[name] = replace(edit.types[node.inputs[0]], shape=(N, K), dtype="float32")
     edit.constants[name] = weight
     return name
@@ -226,6 +262,8 @@ def _dequantized_row(edit: Editor, name: str) -> str | None:
     node = made_by(edit, name, "DequantizeLinear")
     codes = array(edit, node.inputs[0]) if node is not None else None
     scale = array(edit, node.inputs[1]) if node is not None else None
-    if node is None or codes is None or scale is None:
+    zero = array(edit, node.input(2)) if node is not None and node.input(2) else np.zeros((), np.float32)
+    if node is None or codes is None or scale is None or zero is None:
         return None
-    return edit.constant(f"{name}.row", (codes.astype(np.float32) * scale.astype(np.float32)).reshape(-1))
+    row = (codes.astype(np.float32) - zero.astype(np.float32)) * scale.astype(np.float32)
+    return edit.constant(f"{name}.row", row.reshape(-1))

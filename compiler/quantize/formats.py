@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from llmc.errors import OptionError
+from llmc.schedules.formats import TABLES
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Format:
     `activations` "a8" multiplies 8-bit weights codes with activations rounded to int8 at run time, one scale per group;
     "a32" widens the weights and computes in float32; "bf16" rounds weights, and on tiles activations, to bfloat16,
     without groups. `head_bits` is the output layer's own width: its errors reach the
-    logits directly, so it stays 8-bit unless asked otherwise.
+    logits directly, so it stays 8-bit unless asked otherwise. group_size 0 is one scale for a whole row. With a `table`
+    (of `schedules.formats.TABLES`) codes stand for its values; `powers` makes scales powers of two.
     """
 
     name: str
@@ -23,6 +25,8 @@ class Format:
     activations: str
     head_bits: int
     description: str
+    table: str = ""
+    powers: bool = False
 
 
 def _format(bits: int, activations: str, group: int) -> Format:
@@ -31,16 +35,30 @@ def _format(bits: int, activations: str, group: int) -> Format:
     return Format(name, bits, group, activations, 8, f"{bits}-bit weights, a scale for every {group}, {compute}")
 
 
+def _table(name: str, table: str, activations: str, group: int, powers: bool = False) -> Format:
+    compute = "int8 activations" if activations == "a8" else "float activations"
+    full = f"{name}{'a8' if activations == 'a8' else 'a16'}-g{group}"
+    scale = "a power of two" if powers else "a scale"
+    return Format(
+        full, 4, group, activations, 8, f"{name} weights, {scale} for every {group}, {compute}", table, powers
+    )
+
+
+_COMPUTE = ("a8", "a32")
 FORMATS: dict[str, Format] = {
     f.name: f
-    for bits in (8, 4)
-    for activations in ("a8", "a32")
-    for group in (32, 64, 128)
-    for f in [_format(bits, activations, group)]
+    for f in (
+        *(_format(bits, compute, group) for bits in (8, 4, 2) for compute in _COMPUTE for group in (32, 64, 128)),
+        *(_table(name, name, compute, group) for name in TABLES for compute in _COMPUTE for group in (32, 64)),
+        *(_table("mxfp4", "fp4", compute, 32, powers=True) for compute in _COMPUTE),
+    )
 }
 FORMATS["bf16"] = Format("bf16", 16, 0, "bf16", 16, "weights rounded to bfloat16, float activations")
 # One scale for a whole row would save 2 % of the time and cost MiniLM 0.002 of its cosine: hence groups of 128.
-ALIASES = {"w8a8": "w8a8-g128", "w8a16": "w8a16-g128", "w4a8": "w4a8-g32", "w4a16": "w4a16-g32"}
+ALIASES = {
+    **{"w8a8": "w8a8-g128", "w8a16": "w8a16-g128", "w4a8": "w4a8-g32", "w4a16": "w4a16-g32"},
+    **{"nf4": "nf4a8-g64", "fp4": "fp4a8-g32", "mxfp4": "mxfp4a8-g32"},
+}
 
 
 def resolve_format(name: str) -> Format | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 
-from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.formats import TABLES, QuantizedWeight
 
+_HALF = np.finfo(np.float16)
 _ROWS = 4096  # rows a step: bounds the float scratch to a few times this many rows
 
 
@@ -15,21 +18,77 @@ def round_to_nearest(weight: np.ndarray, bits: int, group_size: int) -> Quantize
     4 bits and fewer: the scale is (the element of largest magnitude, with its sign) / -2**(bits-1), so that this
     element is exact and all 2**bits codes are used (the scheme of GGML's Q4_0). 8 bits: max|w| / 127, codes 1..255.
     """
+    half = 1 << (bits - 1)
+
+    def scales(groups: np.ndarray) -> np.ndarray:
+        if bits == 8:
+            return np.abs(groups).max(-1) / np.float32(127)
+        largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
+        return largest / np.float32(-half)
+
+    def codes(values: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(values) + half, 0, 2 * half - 1)
+
+    q, scale = _rounded(weight, group_size, scales, codes)
+    return QuantizedWeight(q, scale, float(half), bits, group_size or weight.shape[1])
+
+
+def round_to_table(weight: np.ndarray, table: str, group_size: int, *, powers: bool = False) -> QuantizedWeight:
+    """The nearest value of a table (of `TABLES`) for every element of a float [N, K] weight.
+
+    The scale makes the largest element of a group the largest value. With `powers` it is a power of two, such that the
+    largest element is less than twice the largest power of two in the table, as the OCP's MX specification has it:
+    what is then beyond the table takes its last value.
+    """
+    values = np.array(TABLES[table], np.float32)
+    top = values.max()
+
+    def scales(groups: np.ndarray) -> np.ndarray:
+        largest = np.abs(groups).max(-1)
+        if not powers:
+            return largest / top
+        exponent = np.floor(np.log2(np.where(largest > 0, largest, 1))) - np.floor(np.log2(top))
+        return np.where(largest > 0, np.exp2(exponent), 0).astype(np.float32)
+
+    order = np.argsort(values, kind="stable")
+    middles = (values[order][1:] + values[order][:-1]) / 2
+
+    def codes(scaled: np.ndarray) -> np.ndarray:
+        return order[np.searchsorted(middles, scaled)]
+
+    q, scale = _rounded(weight, group_size, scales, codes)
+    return QuantizedWeight(q, scale, 0.0, 4, group_size or weight.shape[1], table)
+
+
+def _rounded(
+    weight: np.ndarray,
+    group_size: int,
+    scales: Callable[[np.ndarray], np.ndarray],
+    codes: Callable[[np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(codes uint8 [N, K], scales float32 [N, groups]): `scales` of groups [n, groups, group], `codes` of quotients.
+
+    Scales are float16 values, which take half the memory and lose nothing: codes are made for them as they are. They
+    stay float32 where one of them would be too large or too small.
+    """
     N, K = weight.shape
     group = group_size or K
-    groups, half = -(-K // group), 1 << (bits - 1)
-    q = np.empty((N, K), np.uint8)
+    groups = -(-K // group)
+
+    def parts() -> Iterator[tuple[slice, np.ndarray]]:
+        for first in range(0, N, _ROWS):
+            rows = np.asarray(weight[first : first + _ROWS], np.float32)
+            padded = np.pad(rows, ((0, 0), (0, groups * group - K)))
+            yield slice(first, first + len(rows)), padded.reshape(len(rows), groups, group)
+
     scale = np.empty((N, groups), np.float32)
-    for first in range(0, N, _ROWS):
-        rows = np.asarray(weight[first : first + _ROWS], np.float32)
-        padded = np.pad(rows, ((0, 0), (0, groups * group - K))).reshape(len(rows), groups, group)
-        if bits == 8:
-            s = np.abs(padded).max(-1) / np.float32(127)
-        else:
-            largest = np.take_along_axis(padded, np.abs(padded).argmax(-1)[..., None], -1)[..., 0]
-            s = largest / np.float32(-half)
-        inverse = np.divide(1, s, out=np.zeros_like(s), where=s != 0)
-        codes = np.clip(np.rint(padded * inverse[..., None]) + half, 0, 2 * half - 1).astype(np.uint8)
-        q[first : first + _ROWS] = codes.reshape(len(rows), -1)[:, :K]
-        scale[first : first + _ROWS] = s
-    return QuantizedWeight(q, scale, float(half), bits, group)
+    for rows, values in parts():
+        scale[rows] = scales(values)
+    used = np.abs(scale[scale != 0])
+    if used.size and used.min() >= _HALF.tiny and used.max() <= _HALF.max:
+        scale = scale.astype(np.float16).astype(np.float32)
+    q = np.empty((N, K), np.uint8)
+    for rows, values in parts():
+        s = scale[rows][..., None]
+        q[rows] = codes(values * np.divide(1, s, out=np.zeros_like(s), where=s != 0)).reshape(len(values), -1)[:, :K]
+    return q, scale

@@ -35,6 +35,7 @@ Describe = Callable[[Any, Config, Target, Mapping[str, int], int], dict[str, flo
 
 _DESCRIBE: dict[str, Describe] = {
     "lowbit": lowbit,
+    "table": lowbit,
     "dense": dense,
     "attention": attention,
     "kv_append": kv_append,

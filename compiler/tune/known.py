@@ -19,7 +19,7 @@ from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorklo
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
-from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
+from llmc.schedules.gemm.lowbit import LOWBIT, TABLE, LowBitLinearWorkload, TableLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
 from llmc.schedules.recurrent.recurrent import RECURRENT
 from llmc.schedules.recurrent.workload import RecurrentWorkload
@@ -37,6 +37,7 @@ _FAMILIES: list[tuple[Template, type[Workload]]] = [
     (DENSE, DenseLinearWorkload),
     (BF16, Bf16LinearWorkload),
     (LOWBIT, LowBitLinearWorkload),
+    (TABLE, TableLinearWorkload),
     (NORM, NormWorkload),
     (RECURRENT, RecurrentWorkload),
 ]

@@ -50,7 +50,7 @@ def points_of(kernel: Kernel, decoder: bool = True) -> tuple[Point, ...]:
         return Point(early, first / 2), Point(decode, first / 2), Point(prompt, 1 - first)
     if "S" in symbols:
         return Point(decode, first), Point(_attention(symbols, SHORT, 0), many), Point(prompt, many)
-    rows = (PREFILL, 4 * PREFILL) if kernel.template.name in ("lowbit", "dense") else (SHORT, PREFILL)
+    rows = (PREFILL, 4 * PREFILL) if kernel.template.name in ("lowbit", "table", "dense") else (SHORT, PREFILL)
     return Point((("M", 1),), first), *(Point((("M", M),), many) for M in rows)
 
 

@@ -51,6 +51,7 @@ def slide(w: WindowWorkload, x: np.ndarray, weights: Mapping[str, Any]) -> np.nd
         return epilogue.reference(w.activation, np.max([part for _, part in seen], axis=0))
     if w.kind == "average":
         count = w.KH * w.KW if w.count_pad else sum(part for _, part in taps(inside, *shape))
-        return epilogue.reference(w.activation, sum(part for _, part in seen) / count)
-    y = sum(part * np.asarray(weights["weight"], np.float64)[:, 0, kh, kw] for (kh, kw), part in seen)
+        return epilogue.reference(w.activation, np.sum([part for _, part in seen], axis=0) / count)
+    kernel = np.asarray(weights["weight"], np.float64)
+    y = np.sum([part * kernel[:, 0, kh, kw] for (kh, kw), part in seen], axis=0)
     return epilogue.reference(w.activation, y + weights["bias"] if w.bias else y)

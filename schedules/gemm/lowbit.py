@@ -8,7 +8,7 @@ M: `lowbit_kernel` says how.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from llmc.errors import KernelError
 from llmc.schedules import epilogue
 from llmc.schedules.base import Arg, Arrays, Config, Space, Template, Work, Workload
-from llmc.schedules.formats import QuantizedWeight, random_weight
+from llmc.schedules.formats import STEPS, TABLES, QuantizedWeight, random_weight, whole_table
 from llmc.schedules.gemm.activations import quantize_reference
 from llmc.schedules.gemm.lowbit_a8 import Int8Kernel
 from llmc.schedules.gemm.lowbit_a32 import Float32Kernel
@@ -107,6 +107,11 @@ class LowBitLinearWorkload(Workload):
     def kernel_name(self) -> str:
         return f"linear_w{self.bits}{self.activations}"
 
+    @property
+    def table(self) -> str:
+        """What codes stand for, a name of TABLES; "" where they are integers."""
+        return ""
+
     def layout(self, lanes: int) -> LowBitLayout:
         return LowBitLayout(self.N, self.K, self.bits, self.group_size, lanes, self.halves)
 
@@ -133,14 +138,17 @@ class LowBitLinear(Template):
     def accepts(self, workload: Workload, target: Target) -> bool:
         if not isinstance(workload, LowBitLinearWorkload) or target.kind != "llvm":
             return False
+        if bool(workload.table) != isinstance(self, TableLinear):
+            return False
         layout = workload.layout(target.lanes)
-        sums_fit = workload.activations == "a32" or layout.group * 127 * (2**workload.bits - 1) < 2**31
+        largest = 255 if workload.table else 2**workload.bits - 1  # of what is multiplied, as an unsigned byte
+        sums_fit = workload.activations == "a32" or layout.group * 127 * largest < 2**31
         whole_zero = workload.activations == "a32" or float(workload.zero).is_integer()
         return layout.representable() and sums_fit and whole_zero
 
     def space(self, workload: LowBitLinearWorkload, target: Target) -> Space:
         layout = workload.layout(target.lanes)
-        longest = ByteDot.longest(target, workload.bits)
+        longest = ByteDot.longest(target, 8 if workload.table else workload.bits)
         a8 = workload.activations == "a8"
         tiles = a8 and target.tiles
 
@@ -218,7 +226,12 @@ class LowBitLinear(Template):
             np.kron(np.broadcast_to(np.asarray(v, np.float64), weight.scale.shape), expand)[:, : workload.K]
             for v in (weight.scale, weight.zero)
         )
-        y = x @ ((np.asarray(weight.q) - zero64) * scale64).T
+        codes64 = np.asarray(weight.q) - zero64
+        if workload.table and workload.activations == "a8":
+            codes64 = (whole_table(workload.table) / STEPS[workload.table])[weight.q]
+        elif workload.table:
+            codes64 = np.array(TABLES[workload.table])[weight.q]
+        y = x @ (codes64 * scale64).T
         if workload.bias:
             y += weights["bias"]
         y = epilogue.reference(workload.activation, y)
@@ -240,4 +253,48 @@ class LowBitLinear(Template):
         return {"weight": weight, "bias": rng.standard_normal(w.N, np.float32)}
 
 
-LOWBIT = LowBitLinear()
+@dataclass(frozen=True)
+class TableLinearWorkload(LowBitLinearWorkload):
+    """A linear whose 4-bit codes stand for the values of a table: `values` is its name in TABLES.
+
+    A class of its own, so that the keys of all other low-bit workloads stay what they were.
+    """
+
+    values: str = "nf4"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.values not in TABLES:
+            raise KernelError(f"there is no table '{self.values}'", hint=f"one of {', '.join(TABLES)}")
+        if self.bits != 4 or not self.symmetric or self.zero:
+            raise KernelError("codes that stand for a table's values have 4 bits and no zero point")
+
+    @classmethod
+    def of(cls, weight: QuantizedWeight, **epilogue_: Any) -> TableLinearWorkload:
+        scale_dtype = smallest_scale_dtype(weight.scale)
+        return cls(weight.N, weight.K, 4, weight.group_size, scale_dtype=scale_dtype, values=weight.table, **epilogue_)
+
+    @property
+    def table(self) -> str:
+        return self.values
+
+    @property
+    def kernel_name(self) -> str:
+        return f"linear_{self.values}{self.activations}"
+
+
+class TableLinear(LowBitLinear):
+    """Template "table": `LowBitLinear` for codes that stand for the values of a table (METHODS of FLUTE and Ladder:
+    storage and compute types are separate). One shuffle in a register looks up all codes of a line."""
+
+    name = "table"
+
+    def accepts(self, workload: Workload, target: Target) -> bool:
+        return isinstance(workload, TableLinearWorkload) and super().accepts(workload, target)
+
+    def example_weights(self, workload: Any, rng: np.random.Generator) -> dict[str, Any]:
+        weights = super().example_weights(workload, rng)
+        return weights | {"weight": replace(weights["weight"], table=workload.values)}
+
+
+LOWBIT, TABLE = LowBitLinear(), TableLinear()

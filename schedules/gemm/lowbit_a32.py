@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmc.schedules.formats import TABLES
 from llmc.schedules.gemm.lowbit_kernel import Block, LowBitKernel
 from llmc.tvm_shim import T
 
@@ -105,4 +106,6 @@ class Float32Kernel(LowBitKernel):
         lanes = T.reinterpret(f"int32x{simd.lanes}", packed)
         shift = j % 4 * 8 + j // 4 * bits  # four neighbours in k are the bytes of a lane
         code = T.bitwise_and(T.shift_right(lanes, simd.i32(shift)), simd.i32(2**bits - 1))
+        if self.workload.table:
+            return simd.look_up_floats(TABLES[self.workload.table], T.bind(code))
         return T.Cast(f"float32x{simd.lanes}", code)

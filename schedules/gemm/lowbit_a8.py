@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from llmc.schedules.base import Config
+from llmc.schedules.formats import STEPS, whole_table
 from llmc.schedules.gemm.activations import Quantized, Quantizer
 from llmc.schedules.gemm.lowbit_kernel import Block, LowBitKernel
 from llmc.targets.base import Target
@@ -16,6 +17,7 @@ from llmc.tvm_shim import T
 if TYPE_CHECKING:
     from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
 
+_SIGN = 128  # added to a table's values, so that they are unsigned bytes
 _SERIAL = 1 << 14  # values that one thread quantises sooner (about 1 us) than it wakes others
 
 
@@ -27,8 +29,9 @@ class Int8Kernel(LowBitKernel):
 
     def __init__(self, workload: LowBitLinearWorkload, target: Target, config: Config) -> None:
         super().__init__(workload, target, config)
-        self.dot = ByteDot(self.simd, workload.bits)
-        offset = self.dot.offset - (int(workload.zero) if workload.symmetric else 0)
+        self.dot = ByteDot(self.simd, 8 if workload.table else workload.bits)
+        zero = _SIGN if workload.table else int(workload.zero)
+        offset = self.dot.offset - (zero if workload.symmetric else 0)
         self.quantizer = Quantizer(self.simd, workload.K, self.layout.group, offset, totals=not workload.symmetric)
 
     def registers(self, rows: int, blocks: int) -> int:
@@ -119,4 +122,13 @@ class Int8Kernel(LowBitKernel):
         bits, width = self.layout.bits, 4 * self.simd.lanes
         shifted = T.shift_right(line, T.broadcast(T.uint8(bits * p), width)) if p else line
         last = p == self.layout.codes_per_byte - 1
-        return shifted if last else T.bitwise_and(shifted, T.broadcast(T.uint8(2**bits - 1), width))
+        codes = shifted if last else T.bitwise_and(shifted, T.broadcast(T.uint8(2**bits - 1), width))
+        if not self.workload.table:
+            return codes
+        return self.simd.look_up([int(v) + _SIGN for v in whole_table(self.workload.table)], T.bind(codes))
+
+    def scales(self, block: Any, g: Any) -> Any:
+        scale = super().scales(block, g)
+        if not self.workload.table:
+            return scale
+        return T.bind(scale * self.simd.f32(1 / STEPS[self.workload.table]))

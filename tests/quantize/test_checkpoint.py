@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from llmc.graph import Graph
 from llmc.importer import import_model
@@ -68,6 +70,54 @@ def test_matmul_nbits(tmp_path: Path, bits: int, zero: str, block: int) -> None:
     weight = check(g.save(tmp_path / "m.onnx", 17), x)
     assert weight.bits == bits and weight.group_size == block
     assert weight.symmetric == (zero == "none")
+
+
+def test_matmul_nbits_of_two_bits(tmp_path: Path) -> None:
+    g, x = start()
+    rng = np.random.default_rng(0)
+    packed = rng.integers(0, 256, (N, K // 32, 8), np.uint8)
+    scales = rng.uniform(0.5, 1.5, (N * K // 32,)).astype(np.float32)
+    zeros = rng.integers(0, 256, (N, 1), np.uint8)
+    inputs = ["x", g.const("w", packed), g.const("s", scales), g.const("z", zeros)]
+    g.op("MatMulNBits", inputs, "y", domain=MS, K=K, N=N, bits=2, block_size=32)
+    assert check(g.save(tmp_path / "m.onnx", 17), x).bits == 2
+
+
+def test_normal_floats_of_bitsandbytes(tmp_path: Path) -> None:
+    g, x = start()
+    rng = np.random.default_rng(0)
+    packed = rng.integers(0, 256, (N * K // 2,), np.uint8)
+    scales = rng.uniform(0.5, 1.5, (N * K // 32,)).astype(np.float32)
+    inputs = ["x", g.const("w", packed), g.const("absmax", scales)]
+    g.op("MatMulBnb4", inputs, "y", domain=MS, K=K, N=N, block_size=32, quant_type=1)
+    weight = check(g.save(tmp_path / "m.onnx", 17), x)
+    assert (weight.table, weight.group_size) == ("nf4", 32)
+
+
+@pytest.mark.parametrize("block", [0, 32])
+def test_float4_weights(tmp_path: Path, block: int) -> None:
+    """onnxruntime has no kernels for float4: onnx's reference computes what must come out."""
+    g, x = start()
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (N, K), np.uint8)
+    scales = rng.uniform(0.5, 1.5, (N, K // 32) if block else (N,)).astype(np.float32)
+    weight = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT4E2M1, (N, K), _packed(codes), raw=True)
+    attrs = {"axis": 1, "block_size": block} if block else {"axis": 0}
+    g.op("DequantizeLinear", ["w", g.const("s", scales)], "real", **attrs)
+    g.op("MatMul", ["x", g.op("Transpose", ["real"], "t", perm=[1, 0])], "y")
+    path = g.save(tmp_path / "m.onnx", opset=23)
+    model = onnx.load(path)
+    model.graph.initializer.append(weight)
+    onnx.save(model, path)
+    graph = quantize(import_model(path), None)
+    found = graph.constants[only_linear(graph).inputs[1]]
+    assert isinstance(found, QuantizedWeight) and found.table == "fp4"
+    (want,) = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(x @ found.dequantize().T, want, atol=1e-5 * np.abs(want).max())
+
+
+def _packed(codes: np.ndarray) -> bytes:
+    return (codes[:, 0::2] | codes[:, 1::2] << 4).tobytes()
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])

@@ -14,8 +14,8 @@ from llmc.graph import Graph
 from llmc.importer import import_model
 from llmc.quantize import quantize
 from llmc.quantize.formats import FORMATS, resolve_format
-from llmc.quantize.rtn import round_to_nearest
-from llmc.schedules.formats import QuantizedWeight
+from llmc.quantize.rtn import round_to_nearest, round_to_table
+from llmc.schedules.formats import TABLES, QuantizedWeight
 from tests.graphs import Decoder, Shape
 
 
@@ -39,14 +39,43 @@ def test_error_is_at_most_half_a_step(N: int, K: int, bits: int, group: int, see
     assert rounded.q.max(initial=0) < 2**bits
 
 
-def test_largest_value_is_exact_in_four_bits() -> None:
+def test_largest_value_is_exact_in_four_bits_up_to_the_scale() -> None:
+    """The scale is a float16: half a unit in its last place is 2**-11."""
     weight = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
     rounded = round_to_nearest(weight, 4, 32)
     largest = np.abs(weight).reshape(8, 2, 32).argmax(-1)
     groups = rounded.dequantize().reshape(8, 2, 32)
     picked = np.take_along_axis(groups, largest[..., None], -1)
     expected = np.take_along_axis(weight.reshape(8, 2, 32), largest[..., None], -1)
-    np.testing.assert_allclose(picked, expected, rtol=1e-6)
+    np.testing.assert_allclose(picked, expected, rtol=2**-11)
+
+
+def test_scales_are_float16_where_they_fit_one() -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    for factor, half in ((1, True), (1e-7, False), (1e4, True)):
+        scale = round_to_nearest(weight * np.float32(factor), 4, 32).scale
+        assert np.array_equal(scale.astype(np.float16).astype(np.float32), scale) == half
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_codes_of_tables_are_the_nearest(table: str) -> None:
+    weight = np.random.default_rng(0).standard_normal((5, 70)).astype(np.float32)
+    weight[2, 32:64] = 0
+    rounded = round_to_table(weight, table, 32)
+    values = np.array(TABLES[table], np.float32)
+    scale = np.repeat(rounded.scale, 32, axis=1)[:, :70]
+    best = np.abs(values[:, None, None] * scale - weight).min(0)
+    np.testing.assert_allclose(np.abs(rounded.dequantize() - weight), best, atol=1e-6)
+
+
+def test_mx_scales_are_powers_of_two() -> None:
+    """As the OCP's specification has it: the largest element is in [4, 8) steps, of which 6 is the last."""
+    weight = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
+    rounded = round_to_table(weight, "fp4", 32, powers=True)
+    assert np.array_equal(np.exp2(np.round(np.log2(rounded.scale))), rounded.scale)
+    largest = np.abs(weight).reshape(16, 2, 32).max(-1) / rounded.scale
+    assert largest.min() >= 4 and largest.max() < 8
+    assert np.abs(rounded.dequantize() - weight).max() <= 2 * rounded.scale.max()
 
 
 def weights(graph: Graph) -> dict[str, QuantizedWeight]:
