@@ -75,7 +75,7 @@ def both(decoder: Path, folder: Path, format: str) -> tuple[np.ndarray, np.ndarr
 
 @pytest.mark.parametrize(
     "format",
-    ["w4a8-g32", pytest.param("w8a8-g64", marks=pytest.mark.slow), pytest.param("w4a8-g128", marks=pytest.mark.slow)],
+    ["w4a8-g32", *(pytest.param(f, marks=pytest.mark.slow) for f in ("w8a8-g64", "w4a8-g128", "nf4a8-g64"))],
 )
 def test_decoder_equals_avx512(decoder: Path, tmp_path: Path, format: str) -> None:
     """The same logits, of a prompt on tiles and of single tokens without."""
