@@ -24,6 +24,8 @@ _ELEMENTWISE = {
     *("Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish"),
     *("Tanh", "ThresholdedRelu", "Where", "Activation"),
 }
+_ONE_SCALE = {"QuantizeLinear", "DequantizeLinear"}  # elementwise where they have one scale and zero point
+_QLINEAR = {"QLinearAdd", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid"}  # of com.microsoft: always so
 
 
 def fuse_channels_last(graph: Graph) -> Graph:
@@ -57,6 +59,8 @@ class _Rewrite:
         self.edit.add(Node("Transpose", (made.name,), (node.outputs[0],), back, version=13))
 
     def _made(self, node: Node) -> Last | None:
+        if node.domain == "com.microsoft":
+            return self._contrib(node)
         if node.domain not in ("", LLMC) or not node.outputs[0]:
             return None
         if node.op == "Conv":
@@ -66,7 +70,8 @@ class _Rewrite:
             return pool(self.edit, node, self.of)
         if not follows:
             return None
-        if node.op in _ELEMENTWISE:
+        one_scale = node.op in _ONE_SCALE and all(self._is_scalar(name) for name in node.inputs[1:] if name)
+        if node.op in _ELEMENTWISE or one_scale:
             return self._elementwise(node)
         handlers: dict[str, Callable[[Node], Last | None]] = {
             "BatchNormalization": self._batch_norm,
@@ -84,6 +89,16 @@ class _Rewrite:
         }
         handler = handlers.get(node.op)
         return handler(node) if handler is not None and not node.domain else None
+
+    def _contrib(self, node: Node) -> Last | None:
+        if not any(name in self.last for name in node.inputs):
+            return None
+        if node.op == "QLinearGlobalAveragePool" and not node.attrs.get("channels_last", 0):
+            return self._like(node, [self.of(node.inputs[0]), *node.inputs[1:]], channels_last=1)
+        return self._elementwise(node) if node.op in _QLINEAR else None
+
+    def _is_scalar(self, name: str) -> bool:
+        return all(d == 1 for d in self.edit.types[name].shape)
 
     # -- values -------------------------------------------------------------------------------------------------
     def of(self, name: str) -> str:

@@ -7,10 +7,11 @@ pooling and pads by itself. Both have the attributes of `schedules.conv.workload
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from onnx import helper
 
 from llmc.graph import LLMC, Editor, Node, TensorType, same_dim
 from llmc.match import array
@@ -56,10 +57,16 @@ def conv(edit: Editor, node: Node, last: Callable[[str], str]) -> Last | None:
 
 
 def pool(edit: Editor, node: Node, last: Callable[[str], str]) -> Last | None:
-    """MaxPool or AveragePool of float32, the maximum without its place."""
+    """MaxPool or AveragePool of float32, a maximum without its place; that of bytes takes the way of floats."""
     x = edit.types[node.inputs[0]]
     size = tuple(int(k) for k in node.attrs.get("kernel_shape", ()))
-    if x.dtype != "float32" or len(size) not in (1, 2) or any(node.outputs[1:]) or not isinstance(x.shape[1], int):
+    bytes_ = node.op == "MaxPool" and x.dtype in ("uint8", "int8")
+    if (
+        not (x.dtype == "float32" or bytes_)
+        or len(size) not in (1, 2)
+        or any(node.outputs[1:])
+        or not isinstance(x.shape[1], int)
+    ):
         return None
     geometry = _geometry(node, size, x)
     count_pad = bool(node.attrs.get("count_include_pad", 0)) and node.op == "AveragePool"
@@ -69,8 +76,20 @@ def pool(edit: Editor, node: Node, last: Callable[[str], str]) -> Last | None:
     attrs = {**geometry.attrs(), "kind": kind, "pads": geometry.around(), "count_pad": count_pad, "activation": "none"}
     attrs["ceil_mode"] = int(node.attrs.get("ceil_mode", 0))
     name, type_ = edit.fresh(f"{node.outputs[0]}.last"), channels_last(edit.types[node.outputs[0]])
-    edit.add(Node("Window", (last(node.inputs[0]), "", "", ""), (name,), attrs, LLMC, node.name, 1), [type_])
-    return Last(name, type_)
+    source = last(node.inputs[0])
+    real = replace(type_, dtype="float32")
+    if bytes_:
+        source = _cast(edit, source, replace(edit.types[source], dtype="float32"))
+    edit.add(Node("Window", (source, "", "", ""), (name,), attrs, LLMC, node.name, 1), [real])
+    return Last(_cast(edit, name, type_), type_) if bytes_ else Last(name, type_)
+
+
+def _cast(edit: Editor, x: str, type_: TensorType) -> str:
+    """x as another type of the same shape."""
+    name = edit.fresh(f"{x}.{type_.dtype}")
+    to = helper.np_dtype_to_tensor_dtype(np.dtype(type_.dtype))
+    edit.add(Node("Cast", (x,), (name,), {"to": int(to)}, version=13), [type_])
+    return name
 
 
 def global_pool(edit: Editor, node: Node, last: Callable[[str], str]) -> Last | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,19 @@ class Function:
         try:
             return self._code(*arguments)
         except Exception as error:
-            what = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"the compiled code refused these inputs: {what}", where=self.name) from error
+            raise InputError(f"the compiled code refused these inputs: {_reason(error)}", where=self.name) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the compiled code found wrong, in a line."""
+    text = str(error).strip()
+    sizes = re.search(r"\((-?\d+) vs\. (\d+)\).*match_cast", text, re.DOTALL)
+    if sizes is None:
+        return (text.splitlines() or [type(error).__name__])[0]
+    found, needed = sizes.groups()
+    if found == "-1":
+        return "they ask for a tensor of sizes that are negative, or more than any memory holds"
+    return f"a size or flag that they decide is {found}, where the model needs {needed}"
 
 
 class Model:
@@ -94,6 +106,9 @@ class Model:
 
     def __call__(self, arrays: Mapping[str, Any] | None = None, /, **named: Any) -> np.ndarray | dict[str, np.ndarray]:
         """Run the model once. Raises InputError."""
+        if arrays is not None and not isinstance(arrays, Mapping):
+            names = ", ".join(spec.name for spec in self.inputs)
+            raise InputError("inputs are given by name", hint=f"model({names.split(', ')[0]}=...); its inputs: {names}")
         outputs = self.main({**(arrays or {}), **named})
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 

@@ -86,6 +86,11 @@ def test_wrong_inputs(model: Model, given: dict[str, Any], says: str) -> None:
     assert says in str(error.value)
 
 
+def test_an_array_without_a_name_is_refused(model: Model) -> None:
+    with pytest.raises(InputError, match="given by name"):
+        model(np.zeros(3, np.float32))  # type: ignore[arg-type]
+
+
 def test_the_signature_is_the_hint(model: Model) -> None:
     with pytest.raises(InputError) as error:
         model(z=1)
