@@ -15,6 +15,7 @@ import numpy as np
 
 from llmc.fuse.batch_norm import scale_and_shift
 from llmc.fuse.conv import Last, channels_last, conv, global_pool, is_one, pool
+from llmc.fuse.conv_transpose import conv_transpose
 from llmc.graph import LLMC, Editor, Graph, Node
 from llmc.match import array, ints, made_by
 
@@ -30,7 +31,7 @@ _QLINEAR = {"QLinearAdd", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid"}  #
 
 def fuse_channels_last(graph: Graph) -> Graph:
     """Rewrites nothing where there is no convolution."""
-    if not any(node.op == "Conv" and not node.domain for node in graph.nodes):
+    if not any(node.op in ("Conv", "ConvTranspose") and not node.domain for node in graph.nodes):
         return graph
     rewrite = _Rewrite(Editor(graph))
     for node in graph.nodes:
@@ -65,6 +66,8 @@ class _Rewrite:
             return None
         if node.op == "Conv":
             return conv(self.edit, node, self.of)
+        if node.op == "ConvTranspose":
+            return conv_transpose(self.edit, node, self.of)
         follows = [name for name in node.inputs if name in self.last]
         if node.op in ("MaxPool", "AveragePool"):
             return pool(self.edit, node, self.of)

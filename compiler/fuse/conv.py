@@ -51,8 +51,8 @@ def conv(edit: Editor, node: Node, last: Callable[[str], str]) -> Last | None:
         attrs |= {"kind": "depthwise", "pads": geometry.around(), "count_pad": False, "ceil_mode": 0}
         edit.add(Node("Window", (last(node.inputs[0]), *inputs), (name,), attrs, LLMC, node.name, 1), [type_])
     else:
-        padded = _padded(edit, last(node.inputs[0]), geometry.pads)
-        edit.add(Node("Conv", (padded, *inputs), (name,), attrs, LLMC, node.name, 1), [type_])
+        source = padded(edit, last(node.inputs[0]), geometry.pads)
+        edit.add(Node("Conv", (source, *inputs), (name,), attrs, LLMC, node.name, 1), [type_])
     return Last(name, type_)
 
 
@@ -153,7 +153,7 @@ def _geometry(node: Node, size: Sequence[int], x: TensorType) -> _Geometry | Non
     return _Geometry(tuple(int(k) for k in size), strides, dilations, tuple(pads))
 
 
-def _padded(edit: Editor, x: str, pads: Sequence[tuple[int, int]]) -> str:
+def padded(edit: Editor, x: str, pads: Sequence[tuple[int, int]]) -> str:
     """x [B, spatial..., C] with zeros around it."""
     if not any(p for pair in pads for p in pair):
         return x

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmc.graph import LLMC, Editor, Node, TensorType, same_dim
-from llmc.match import fused, ints, made_by, rank
+from llmc.match import fused, ints, made_by, only_user, rank
 
 TO_HEADS = [0, 2, 1, 3]  # its own inverse
 
@@ -75,15 +75,15 @@ def split_heads(edit: Editor, flat: str, out: str, n_heads: int) -> None:
 
 def reshape(edit: Editor, x: str, out: str, type_: TensorType) -> None:
     """`out` is `x` with the shape of `type_`."""
-    edit.add(Node("Reshape", (x, _shape_value(edit, out, type_)), (out,), {}, version=14), [type_])
+    edit.add(Node("Reshape", (x, shape_value(edit, out, type_)), (out,), {}, version=14), [type_])
 
 
 def expand(edit: Editor, x: str, out: str, type_: TensorType) -> None:
     """`out` is `x` broadcast to the shape of `type_`."""
-    edit.add(Node("Expand", (x, _shape_value(edit, out, type_)), (out,), {}, version=13), [type_])
+    edit.add(Node("Expand", (x, shape_value(edit, out, type_)), (out,), {}, version=13), [type_])
 
 
-def _shape_value(edit: Editor, out: str, type_: TensorType) -> str:
+def shape_value(edit: Editor, out: str, type_: TensorType) -> str:
     dims = np.empty(len(type_.shape), object)
     dims[:] = type_.shape
     name = edit.fresh(f"{out}.shape")
@@ -93,15 +93,13 @@ def _shape_value(edit: Editor, out: str, type_: TensorType) -> str:
 
 def merged(edit: Editor, name: str) -> str | None:
     """The [B, S, H*D] value where [B, H, S, D] is only turned back and flattened."""
-    readers = edit.consumers.get(name, [])
-    if len(readers) != 1 or readers[0].op != "Transpose" or name in edit.graph.outputs:
+    transpose = only_user(edit, name, "Transpose")
+    reshaped = only_user(edit, transpose.outputs[0], "Reshape") if transpose is not None else None
+    if transpose is None or reshaped is None or list(transpose.attrs.get("perm", ())) != TO_HEADS:
         return None
-    transpose = readers[0]
-    after = edit.consumers.get(transpose.outputs[0], [])
-    if list(transpose.attrs.get("perm", ())) != TO_HEADS or len(after) != 1 or after[0].op != "Reshape":
-        return None
-    out = after[0].outputs[0]
-    return out if rank(edit, out) == 3 else None
+    out, (B, _, S, _) = reshaped.outputs[0], edit.types[name].shape
+    shape = edit.types[out].shape
+    return out if len(shape) == 3 and same_dim(shape[0], B) and same_dim(shape[1], S) else None
 
 
 def repeated_source(edit: Editor, name: str) -> str:

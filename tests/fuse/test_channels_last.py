@@ -145,6 +145,21 @@ def optimised(net: Net) -> list[str]:
     return [net.op("FusedConv", [x, net.weight(5, 8, 1, 1)], "f3", domain=MS, **attrs)]
 
 
+def vocoder(net: Net) -> list[str]:
+    """Transposed convolutions of one dimension, as in speech synthesis: more taps than the stride, cut ends."""
+    x = net.do("LeakyRelu", net.conv("x", 8, 12, 7, pads=[3, 3]), alpha=0.1)
+    x = net.do("Tanh", net.do("ConvTranspose", x, net.weight(12, 6, 16), net.weight(6), strides=[8], pads=[4, 4]))
+    return [net.do("ConvTranspose", x, net.weight(6, 5, 3), strides=[2], pads=[1, 0], output_padding=[1])]
+
+
+def upsampling(net: Net) -> list[str]:
+    """Transposed convolutions of images: of stride 1, 2 and unlike ones. What no kernel takes stays: groups."""
+    x = net.do("ConvTranspose", net.conv("x", 3, 8, 1, 1), net.weight(8, 6, 2, 2), net.weight(6), strides=[2, 2])
+    x = net.do("ConvTranspose", x, net.weight(6, 5, 3, 4), strides=[2, 3], pads=[1, 1, 0, 0])
+    x = net.do("ConvTranspose", net.do("Relu", x), net.weight(5, 6, 3, 3), pads=[1, 1, 1, 1])
+    return [net.do("ConvTranspose", x, net.weight(6, 1, 2, 2), group=3)]
+
+
 def alone(net: Net) -> list[str]:
     """Weights that arrive with the data, places of maxima, three dimensions: all by their rules, beside a kernel."""
     kernels = net.do("Reshape", net.do("ReduceMean", "x", axes=[0], keepdims=1), net.ints(4, 3, 4, 3))
@@ -168,6 +183,8 @@ CASES = {
         from_channels_last, [1, 15, 14, 3], {"Conv": 2, "Window": 1, "Transpose": 0}, [(1, 15, 14, 3)]
     ),
     "optimised": Case(optimised, ["n", 3, 9, 9], {"Conv": 3, "Transpose": 2, "Add": 0}, [(2, 3, 9, 9)]),
+    "vocoder": Case(vocoder, ["n", 8, "t"], {"Conv": 3, "ConvTranspose": 0}, [(1, 8, 5), (2, 8, 33)]),
+    "upsampling": Case(upsampling, ["n", 3, "h", "w"], {"Conv": 4, "ConvTranspose": 1}, [(1, 3, 4, 5), (2, 3, 7, 3)]),
     "alone": Case(alone, ["n", 3, 12, 4], {"Conv": 3, "MaxPool": 1}, [(2, 3, 12, 4)]),
 }
 
