@@ -9,9 +9,8 @@ A case goes the way of a model, from a file through the importer, the rewrites a
 code; only what it takes to write and load an artifact is left out, and cases are built together, because most of
 building is the same for all. Results are compared by the suite's own runner, at the suite's own tolerances.
 
-A case passes as it stands, or with those of its inputs made initializers that decide shapes (OPERANDS), where the
-importer asks for that: exporters write them so. Nothing else is done for a case, and what is left out has its reason in
-EXCLUDED.
+A case passes as it stands; CONSTANT lists those that need some of their inputs made initializers. Nothing else is done
+for a case, and what is left out has its reason in EXCLUDED.
 """
 
 from __future__ import annotations
@@ -39,9 +38,11 @@ from llmc.graph import Graph
 from llmc.importer import import_model
 from llmc.importer.control import CONTROL
 from llmc.importer.reader import OLDEST_OPSET
+from llmc.importer.sequences import GROUPS
 from llmc.lower import lower
 from llmc.ops import RULES
-from llmc.ops.contrib import REFUSED
+from llmc.ops.contrib import REFUSED as REFUSED_CONTRIB
+from llmc.ops.refused import REFUSED
 from llmc.options import resolve_target
 from llmc.quantize import quantize
 from llmc.runtime.arrays import aligned, to_numpy, to_tensor
@@ -52,24 +53,12 @@ from llmc.tvm_shim import relax, tvm
 
 TOGETHER = 48  # cases that are built as one module
 PAGE = Path(__file__).parent.parent / "docs" / "operators.md"
-IN_IMPORTER = ("Constant", *CONTROL)  # operators that the importer itself resolves
+IN_IMPORTER = ("Constant", *CONTROL, *GROUPS)  # operators that the importer itself resolves
 UNTUNED = Path(__file__).parent / "no database"  # of measurements: kernels get what llmc ships
 
 # Operators that are left out, and cases (patterns of their names) of operators that are not.
-_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-_STRINGS = ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit")
-_SEQUENCES = (
-    *("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"),
-    *("SequenceLength", "SequenceMap", "SplitToSequence"),
-)
-_OPTIONALS = ("Optional", "OptionalGetElement", "OptionalHasElement")
 EXCLUDED: dict[str, str] = {
-    **dict.fromkeys(_RANDOM, "random: two runs give different results"),
-    **dict.fromkeys(_STRINGS, "works on strings"),
-    **dict.fromkeys(_SEQUENCES, "works on sequences of tensors"),
-    **dict.fromkeys(_OPTIONALS, "works on optional values"),
-    "ImageDecoder": "decodes image files",
-    "TfIdfVectorizer": "counts n-grams, which is a tokenizer's work",
+    **REFUSED,
     **dict.fromkeys(("test_training_dropout", "test_training_dropout_mask"), "random: dropout in training mode"),
     "test_training_dropout_default*": "random: dropout in training mode",
     "test_not_?d": "opset 1",
@@ -78,32 +67,16 @@ EXCLUDED: dict[str, str] = {
     "test_dft_inverse*": "expects 1.9e-7 for 0, as the float32 transform rounds that wrote the case",
 }
 
-# Inputs that the importer may ask to be constant: they decide shapes, or are read as attributes were once.
-OPERANDS: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("Squeeze", "Unsqueeze", "Split", "CumSum", "CumProd", "Trilu", "CenterCropPad"), (1,)),
-    **dict.fromkeys(("AffineGrid", "SplitToSequence"), (1,)),
-    **{f"Reduce{f}": (1,) for f in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare")},
-    **{f"Reduce{f}": (1,) for f in ("LogSum", "LogSumExp")},
-    **dict.fromkeys(("BlackmanWindow", "HannWindow", "HammingWindow"), (0,)),
-    "Slice": (3, 4),
-    "Pad": (3,),
-    "Resize": (1, 2, 3),
-    "Upsample": (1,),
-    "Col2Im": (1, 2),
-    "DFT": (1, 2),
-    "STFT": (1, 3),
-    "MelWeightMatrix": (0, 1, 2, 3, 4),
-    "Dropout": (1, 2),
-    "If": (0,),
-    "Loop": (0, 1),
-    "Range": (0, 1, 2),  # its definition is a loop
+# Cases some of whose inputs are made constant, and why.
+CONSTANT: dict[str, tuple[tuple[str, ...], str]] = {
+    "test_affine_grid_3d_align_corners_expanded": (("size",), "a size decides between branches of different ranks"),
 }
 
 
 @dataclass(frozen=True)
 class Case:
     """A model of one node, or of one node's standard definition; `op` is that node's either way, and `operands` are
-    those of its inputs that may be made constant."""
+    the inputs that may be made constant."""
 
     name: str
     domain: str
@@ -139,14 +112,13 @@ def collect() -> list[Case]:
     cases = []
     for test in found:
         node = nodes.setdefault(test.name.split("_expanded")[0], test.model.graph.node[0])
-        names = [node.input[i] for i in OPERANDS.get(node.op_type, ()) if i < len(node.input)]
         ((inputs, outputs),) = test.data_sets
         cases.append(
             Case(
                 test.name,
                 node.domain,
                 node.op_type,
-                tuple(filter(None, names)),
+                CONSTANT.get(test.name, ((), ""))[0],
                 test.model,
                 inputs,
                 outputs,
@@ -370,34 +342,25 @@ def page() -> str:
     """docs/operators.md."""
     known = supported()
     standard = [f"| {n} | {a} to {b} | {how} |" for n, (a, b, how) in known.items()]
-    contrib = sorted(op for domain, op in RULES if domain == "com.microsoft" and op not in REFUSED)
-    refused = [f"| com.microsoft {op} | {REFUSED[op]} |" for op in sorted(REFUSED)]
+    contrib = sorted(op for domain, op in RULES if domain == "com.microsoft" and op not in REFUSED_CONTRIB)
+    refused = [f"| com.microsoft {op} | {REFUSED_CONTRIB[op]} |" for op in sorted(REFUSED_CONTRIB)]
     obsolete = {n for n, schemas in _history().items() if schemas[-1].deprecated}
     missing = [
         f"| {n} | {EXCLUDED.get(n, 'not supported yet')} |" for n in _history() if n not in known and n not in obsolete
     ]
     partial = [f"| {p} | {reason} |" for p, reason in EXCLUDED.items() if p not in _history()]
+    constant = [f"| {case} | {', '.join(names)} | {reason} |" for case, (names, reason) in CONSTANT.items()]
     return TEMPLATE.format(
         onnx=onnx.__version__,
         oldest=OLDEST_OPSET,
         newest=defs.onnx_opset_version(),
         count=len(known),
-        operands="\n".join(_operand_lines()),
         standard="\n".join(standard),
         contrib=", ".join(contrib),
         missing="\n".join(missing + refused),
         partial="\n".join(partial),
+        constant="\n".join(constant),
     )
-
-
-def _operand_lines() -> list[str]:
-    """The inputs that have to be constant, by operator."""
-    history = _history()
-    lines = []
-    for op in sorted(OPERANDS.keys() & supported().keys() - {"Range"}):
-        names = [history[op][-1].inputs[i].name for i in OPERANDS[op] if i < len(history[op][-1].inputs)]
-        lines.append(f"- {op}: {', '.join(names)}")
-    return lines
 
 
 TEMPLATE = """# Operators
@@ -406,15 +369,16 @@ Written by `benchmarks/conformance.py --write-docs` from the code's own tables; 
 opset {oldest} to {newest} of ai.onnx, the newest of onnx {onnx}.
 
 An operator is supported by a *rule* of its own, by its standard *definition* in terms of others, or by the *importer*,
-which resolves it. What every supported operator means is checked by the ONNX backend node suite, case by case, at the
-suite's own tolerances: `python benchmarks/conformance.py`.
+which resolves it; of sequences and optionals it has to know lengths and positions. What every supported operator means
+is checked by the ONNX backend node suite, case by case, at the suite's own tolerances:
+`python benchmarks/conformance.py`.
 
-Sizes may be symbols, and most may depend on data: NonZero, Compress, Unique and NonMaxSuppression find how much they
-return when the model runs, and so do Reshape, Expand, Tile, Slice, Pad, Range, ConstantOfShape, OneHot and TopK where
-the tensor that holds their sizes is not constant. A size of that kind equals no other, for all that llmc knows: two
-such tensors cannot be added. These inputs have to be constant (initializers, or shape arithmetic):
-
-{operands}
+Sizes may be symbols, or depend on data: NonZero, Compress, Unique and NonMaxSuppression find how much they return when
+the model runs. Any operand that decides a size, an axis or a step may be an input of the model, or be computed: the
+shape of Reshape, Expand and ConstantOfShape, the bounds of Slice, Pad, Range and Split, repeats, k and depth, scales
+and sizes of Resize, the axes of reductions. Only how many dimensions a tensor has must not depend on data: where the
+length of an operand decides that, as of Squeeze's axes, it has to be known. A size that is found at run time and has to
+equal another is taken for equal; where it is not, the run fails, as it does where data asks for a shape that cannot be.
 
 ## ai.onnx: {count} operators
 
@@ -442,6 +406,12 @@ Of the node suite these cases are left out, too; the others of their operators h
 | with a sequence or an optional as input or output | such values cannot be inputs or outputs of a model |
 | of ai.onnx.ml, ai.onnx.preview.training | these domains |
 {partial}
+
+These pass once some of their inputs are constants.
+
+| case | inputs | reason |
+|---|---|---|
+{constant}
 """
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmc.errors import KernelError
 from llmc.fallback import legalize_and_schedule
+from llmc.reshapes import reshapes_as_views
 from llmc.targets.base import Target
 from llmc.tir_pipeline import PIPELINE
 from llmc.tvm_shim import IRModule, TvmTarget, relax, tirx, tvm
@@ -23,7 +24,7 @@ def build(module: IRModule, target: Target, library: Path) -> dict[str, tuple[Wo
     tvm_target = TvmTarget(target.tvm())
     try:
         with tvm_target:
-            planned = _PLAN_MEMORY(legalize_and_schedule(module, target))
+            planned = _PLAN_MEMORY(reshapes_as_views(legalize_and_schedule(module, target)))
             workspaces = {name: hoist(planned, name) for name in _names(planned) & {DECODE}}
             lowered = _in_order(_TO_BYTE_CODE(planned))
             executable = relax.build(lowered, tvm_target, relax_pipeline=None, tir_pipeline=PIPELINE)
@@ -49,7 +50,6 @@ def _names(module: IRModule) -> set[str]:
 # What relax.build does by default, without a second legalisation and without sort/sampling libraries that CPUs lack.
 _PLAN_MEMORY = tvm.transform.Sequential(
     [
-        relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),

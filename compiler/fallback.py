@@ -14,6 +14,7 @@ from typing import Any
 
 from llmc.legalize import LEGALIZE
 from llmc.order import define_symbols_first
+from llmc.reshapes import reshapes_as_views
 from llmc.targets.base import Target
 from llmc.tvm_shim import IRModule, PrimFunc, Schedule, TvmTarget, relax, tirx, tvm, tvm_ffi
 
@@ -38,10 +39,9 @@ def legalize_and_schedule(mod: IRModule, target: Target) -> IRModule:
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FuseOps(),
                 relax.transform.FuseTIR(),
-                relax.transform.RewriteDataflowReshape(),
-                relax.transform.DeadCodeElimination(),
             ]
         )(mod)
+        mod = relax.transform.DeadCodeElimination()(reshapes_as_views(mod))
         mod = define_symbols_first(mod)
         for name, func in mod.functions_items():
             if isinstance(func, PrimFunc) and not (func.attrs and func.attrs.get(SCHEDULED, False)):

@@ -9,7 +9,7 @@ template covers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -110,6 +110,26 @@ class Graph:
         return "\n".join(lines)
 
 
+def graphs(graph: Graph) -> Iterator[Graph]:
+    """The graph, and all bodies in it: graphs in the attributes of nodes, which an If or a Loop runs."""
+    yield graph
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, Graph):
+                yield from graphs(value)
+
+
+def with_bodies(graph: Graph, rewrite: Callable[[Graph], Graph]) -> Graph:
+    """The graph with each of its own bodies rewritten."""
+
+    def rewritten(node: Node) -> Node:
+        if not any(isinstance(value, Graph) for value in node.attrs.values()):
+            return node
+        return replace(node, attrs={k: rewrite(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()})
+
+    return replace(graph, nodes=tuple(map(rewritten, graph.nodes)))
+
+
 def as_dim(expr: Any) -> Dim:
     """A TVM integer expression as a Python int where it is constant."""
     return int(expr) if isinstance(expr, (int, np.integer, tirx.IntImm)) else expr
@@ -121,6 +141,8 @@ def dim_text(dim: Dim) -> str:
 
 
 def _attr_text(value: Any) -> str:
+    if isinstance(value, Graph):
+        return "\n    " + str(value).replace("\n", "\n    ") + "\n  "
     if not isinstance(value, np.ndarray):
         return str(value)
     if value.size > 16:

@@ -7,14 +7,14 @@ only when the artifact is written, one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmc.errors import KernelError
-from llmc.graph import NARROW, Constant, Graph, Node, TensorType
+from llmc.graph import NARROW, Constant, Graph, Node, TensorType, same_dim
 from llmc.ops import RULES
 from llmc.ops.context import Emitter
 from llmc.schedules.base import Config, Kernel
@@ -55,7 +55,10 @@ class Lowered:
 def lower(plan: Plan, configs: Mapping[Kernel, Config], target: Target) -> Lowered:
     """Emit every function of the plan. Kernels are built once each, however many layers call them."""
     module = _Module(plan, configs, target)
-    takes = {name: _Function(module, name, graph).emit() for name, graph in plan.functions.items()}
+    takes = {}
+    for name, graph in plan.functions.items():
+        inputs = {i: _variable(i, graph.types[i]) for i in graph.inputs}
+        takes[name] = _Function(module, name, graph, inputs).emit()
     return Lowered(module.bb.get(), module.params, takes, {k: v.name_hint for k, v in module.kernels.items()})
 
 
@@ -111,12 +114,13 @@ class _Module:
 
 
 class _Function:
-    """One function while it is emitted."""
+    """One function while it is emitted, or a body of control flow in it."""
 
-    def __init__(self, module: _Module, name: str, graph: Graph) -> None:
+    def __init__(self, module: _Module, name: str, graph: Graph, inputs: Mapping[str, Expr]) -> None:
         self.module, self.name, self.graph, self.bb = module, name, graph, module.bb
-        self.inputs = {name: _variable(name, graph.types[name]) for name in graph.inputs}
-        self.emitter = Emitter.bind_graph(graph, self.inputs, RULES, module.bb)
+        self.inputs = inputs
+        self.emitter = Emitter.bind_graph(graph, inputs, RULES, module.bb)
+        self.emitter.nested = self._nested
         self.params: dict[str, Any] = {}
         self.flat: dict[str, Any] = {}  # values as [M, K], while nobody asked for their own shape
 
@@ -125,13 +129,24 @@ class _Function:
         inputs = list(self.inputs.values())
         with self.bb.function(self.name, attrs={"num_input": len(inputs)}):
             with self.bb.dataflow():
-                self._large_constants()
-                for node in graph.nodes:
-                    self._node(node)
-                values = [self.value(name) for name in (*graph.outputs, *self._caches())]
+                values = self._values((*graph.outputs, *self._caches()))
                 output = self.bb.emit_output(values[0] if len(values) == 1 else relax.Tuple(values))
             self.bb.emit_func_output(output, params=[*inputs, *self.params.values()])
         return tuple(self.params)
+
+    def _values(self, names: Sequence[str]) -> list[Expr]:
+        """Emit all nodes; returns some of the values."""
+        self._large_constants()
+        for node in self.graph.nodes:
+            self._node(node)
+        return [self.value(name) for name in names]
+
+    def _nested(self, graph: Graph, exprs: Mapping[str, Expr]) -> tuple[list[Expr], list[tuple[Any, Expr]]]:
+        """Emit a body whose inputs are `exprs`: its outputs, and its own parameters with what they are here."""
+        inner = _Function(self.module, self.name, graph, exprs)
+        inner.emitter.analyzer, inner.emitter.measured = self.emitter.analyzer, self.emitter.measured
+        values = inner._values(graph.outputs)
+        return values, [(own, self.param(name)) for name, own in inner.params.items()]
 
     def _caches(self) -> list[str]:
         """Caches are returned too, so that Relax sees what was written in place."""
@@ -178,10 +193,13 @@ class _Function:
         kernels = self.module.plan.kernels.get((self.name, node.outputs[0]))
         if kernels is not None:
             emitters: dict[str, Callable[..., None]] = {
+                "Conv": self._conv,
                 "Linear": self._linear,
                 "Norm": self._norm,
                 "Embedding": self._embedding,
                 "Attention": self._attention,
+                "Window": self._conv,
+                "Recurrent": self._recurrent,
             }
             emitters[node.op](node, *kernels)
             return
@@ -205,6 +223,34 @@ class _Function:
         self.flat[node.outputs[0]] = self._call(
             kernel, inputs, weights, [TensorType((_product(leading), N), "float32")]
         )
+
+    def _conv(self, node: Node, kernel: Kernel) -> None:
+        """A Conv or a Window: images as the workload sees them, whatever number of dimensions the model gives them."""
+        x, weight, bias, residual = node.inputs
+        w: Any = kernel.workload
+        flat = node.op == "Conv" and w.KH == w.KW == w.SH == w.SW == 1
+
+        def shape(name: str) -> tuple[Any, ...]:
+            *leading, C = self.graph.types[name].shape
+            if flat:
+                return 1, 1, _product(leading), C
+            return (*leading, C) if len(leading) == 3 else (leading[0], 1, leading[1], C)
+
+        images = [self._reshaped(name, shape(name)) for name in (x, residual) if name]
+        roles = {"weight": weight, "bias": bias} if bias else {"weight": weight}
+        weights = self.module.packed(kernel, roles, self.graph.constants) if weight else []
+        y = self._call(kernel, images, weights, [TensorType(shape(node.outputs[0]), "float32")])
+        own = self.graph.types[node.outputs[0]].shape
+        if len(own) != 4 or flat:
+            y = self.bb.emit(relax.op.reshape(y, relax.ShapeExpr(list(own))))
+        self.emitter.exprs[node.outputs[0]] = y
+
+    def _reshaped(self, name: str, shape: tuple[Any, ...]) -> Expr:
+        value = self.value(name)
+        own = self.graph.types[name].shape
+        if len(own) == len(shape) and all(map(same_dim, own, shape)):
+            return value
+        return self.bb.emit(relax.op.reshape(value, relax.ShapeExpr(list(shape))))
 
     def _norm(self, node: Node, kernel: Kernel) -> None:
         x, weight, bias, residual = node.inputs
@@ -242,6 +288,15 @@ class _Function:
         biases = [self.value(name) for name in node.inputs[8:10] if name]
         operands = [qkv[0] if q is None else q, *cache, kv_len, *biases]
         self.emitter.exprs[node.outputs[0]] = self._call(attend, operands, [], [result])
+
+    def _recurrent(self, node: Node, kernel: Kernel) -> None:
+        projected, recurrent, bias, *states = node.inputs
+        roles = {"recurrent": recurrent, **({"bias": bias} if bias else {})}
+        inputs = [self.value(name) for name in (projected, *states)]
+        weights = self.module.packed(kernel, roles, self.graph.constants)
+        result = self._call(kernel, inputs, weights, [self.graph.types[o] for o in node.outputs])
+        for i, name in enumerate(node.outputs):
+            self.emitter.exprs[name] = self.bb.emit(relax.TupleGetItem(result, i))
 
     def _append(
         self, node: Node, kernel: Kernel, sources: list[Expr], kv_len: Expr, queries: TensorType

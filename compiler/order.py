@@ -16,21 +16,23 @@ def define_symbols_first(module: IRModule) -> IRModule:
     """The module with the bindings of each block that matches a shape sorted; the others stay as they are."""
     for name, func in module.functions_items():
         if isinstance(func, relax.Function) and isinstance(func.body, relax.SeqExpr):
-            blocks = [_sorted(block) for block in func.body.blocks]
+            given = {symbol for param in func.params for symbol in _mentioned(param.ty)}
+            blocks = [_sorted(block, given) for block in func.body.blocks]
             if any(new is not old for new, old in zip(blocks, func.body.blocks, strict=True)):
                 body = relax.SeqExpr(blocks, func.body.body)
                 module[name] = relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
     return module
 
 
-def _sorted(block: Any) -> Any:
+def _sorted(block: Any, given: set[Any]) -> Any:
+    """The block in order; the symbols in `given` are the function's parameters' own."""
     bindings = list(block.bindings)
     casts = [i for i, b in enumerate(bindings) if isinstance(b, relax.MatchCast)]
     if not casts:
         return block
     maker: dict[Any, int] = {b.var: i for i, b in enumerate(bindings)}
     for i in casts:
-        maker.update({s: i for s in _mentioned(bindings[i].ty) if maker.get(s, i) == i})
+        maker.update({s: i for s in _mentioned(bindings[i].ty) if s not in given and maker.get(s, i) == i})
     needs = [{maker[v] for v in _mentioned(b) if v in maker} - {i} for i, b in enumerate(bindings)]
     readers: list[list[int]] = [[] for _ in bindings]
     for i, need in enumerate(needs):

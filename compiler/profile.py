@@ -32,6 +32,8 @@ from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
+from llmc.schedules.recurrent.recurrent import RECURRENT
+from llmc.schedules.recurrent.workload import RecurrentWorkload
 
 SECONDS = 2.0  # of measuring, for each task
 _BUILTIN = "vm.builtin."
@@ -48,6 +50,7 @@ _TEMPLATES: dict[str, tuple[Template, type[Workload]]] = {
         (LOWBIT, LowBitLinearWorkload),
         (LOWBIT_EMBEDDING, LowBitEmbeddingWorkload),
         (NORM, NormWorkload),
+        (RECURRENT, RecurrentWorkload),
     )
 }
 

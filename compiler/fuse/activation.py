@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from llmc.graph import LLMC, Editor, Graph, Node
-from llmc.match import is_scalar, made_by, nodes, other, scalar
+from llmc.match import is_scalar, made_by, nodes, other, rank, scalar
 
 _CONTRIB = {"FastGelu": "gelu_tanh", "Gelu": "gelu"}
 
@@ -40,6 +40,8 @@ def fuse_activations(graph: Graph) -> Graph:
 
 
 def _activation(edit: Editor, like: Node, x: str, kind: str) -> None:
+    if rank(edit, x) != rank(edit, like.outputs[0]):
+        return  # one of the spelling's constants has more dimensions than x
     edit.add(Node("Activation", (x,), (like.outputs[0],), {"kind": kind}, LLMC, like.name, 1))
 
 

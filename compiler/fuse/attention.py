@@ -49,6 +49,12 @@ def _standard(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
         return
     B, S = edit.types[q].shape[0], edit.types[q].shape[-2]
     total = edit.types[k].shape[-2] + (edit.types[past[0]].shape[2] if past[0] else 0)
+    presents = tuple(node.outputs[1:3]) + ("",) * (3 - len(node.outputs))
+    if four and not any((*past, *presents)):  # torch.onnx joins the past itself, and repeats heads for their groups
+        k, v = repeated_source(edit, k), repeated_source(edit, v)
+        KV, (past_k, new_k), (past_v, new_v) = edit.types[k].shape[1], _past(edit, k), _past(edit, v)
+        if past_k and past_v:
+            past, presents, (k, v) = (past_k, past_v), (k, v), (new_k, new_v)
     if causal and not same_dim(S, total):
         return  # how a causal mask lies over keys of another number depends on the opset: the operator's rule knows
     mask = _mask(edit, masks, node.input(3), B, S, total)
@@ -58,7 +64,6 @@ def _standard(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
     if not _same_rope(heads[0], heads[1]):
         return
     out = edit.fresh(f"{node.outputs[0]}.flat") if four else node.outputs[0]
-    presents = tuple(node.outputs[1:3]) + ("",) * (3 - len(node.outputs))
     edit.remove(node)
     attention(
         edit,
@@ -100,8 +105,9 @@ def _primitive(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
         return
     if edit.types[node.inputs[0]].dtype != "float32":
         return
-    product = only_user(edit, node.outputs[0], "MatMul")
-    if product is None or product.inputs[0] != node.outputs[0]:
+    weights = _guarded(edit, node.outputs[0])
+    product = only_user(edit, weights, "MatMul")
+    if product is None or product.inputs[0] != weights:
         return
     scores, mask_name = _split_mask(edit, node.inputs[0])
     softcap, scores = _peel_softcap(edit, scores)
@@ -116,6 +122,8 @@ def _primitive(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
     fk2, k = peel_scale(edit, k_heads)
     k, v = repeated_source(edit, k), repeated_source(edit, product.inputs[1])
     (past_k, k_new), (past_v, v_new) = _past(edit, k), _past(edit, v)
+    if not _fit(edit, q, k, v, node.inputs[0]):
+        return
     (B, H, S, D), (_, KV, total, _) = edit.types[q].shape, edit.types[k].shape
     if not (isinstance(H, int) and isinstance(KV, int) and isinstance(D, int)) or edit.types[v].shape[3] != D:
         return
@@ -141,6 +149,29 @@ def _primitive(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
         softcap=softcap,
     )
     _restore_heads(edit, flat, product.outputs[0], H)
+
+
+def _fit(edit: Editor, q: str, k: str, v: str, scores: str) -> bool:
+    """Are queries, keys and values [B, H, S, D], [B, KV, T, D] and [B, KV, T, ...], and the masked scores [B, H, S, T]?
+    Products broadcast, but kernels do not."""
+    queries, keys, values = (edit.types[name].shape for name in (q, k, v))
+    if not len(queries) == len(keys) == len(values) == 4:
+        return False
+    heads, kv_heads = queries[1], keys[1]
+    grouped = isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads == 0
+    asked = (*queries[:3], keys[2], queries[0], *keys[1:3])
+    found = (*edit.types[scores].shape, keys[0], *values[1:3])
+    return grouped and same_dim(values[0], queries[0]) and all(map(same_dim, asked, found))
+
+
+def _guarded(edit: Editor, name: str) -> str:
+    """The softmax after torch's guard, which gives a query that sees no key zeros for NaNs, as our kernels do."""
+    readers = edit.consumers.get(name, [])
+    test = next((n for n in readers if n.op == "IsNaN"), None)
+    choice = only_user(edit, test.outputs[0], "Where") if test is not None else None
+    if choice is None or len(readers) != 2 or choice.inputs[2] != name or scalar(edit, choice.inputs[1]) != 0:
+        return name
+    return choice.outputs[0]
 
 
 def _split_mask(edit: Editor, name: str) -> tuple[str, str]:
@@ -171,7 +202,7 @@ def _transposed_keys(edit: Editor, name: str) -> str | None:
     """[B, H, T, D] of keys that arrive as [B, H, D, T]."""
     node = made_by(edit, name, "Transpose")
     if node is None:
-        return None
+        return _transposed_in_three(edit, name)
     perm = list(node.attrs.get("perm", ()))
     if perm == [0, 1, 3, 2]:
         return node.inputs[0]
@@ -184,6 +215,20 @@ def _transposed_keys(edit: Editor, name: str) -> str | None:
         [TensorType((B, H, T, D), "float32")],
     )
     return swapped
+
+
+def _transposed_in_three(edit: Editor, name: str) -> str | None:
+    """The same, where batch and heads are one dimension meanwhile: Reshape → Transpose → Reshape."""
+    split = made_by(edit, name, "Reshape")
+    node = made_by(edit, split.inputs[0], "Transpose") if split is not None else None
+    joined = made_by(edit, node.inputs[0], "Reshape") if node is not None else None
+    if node is None or joined is None or list(node.attrs.get("perm", ())) != [0, 2, 1]:
+        return None
+    keys, flat, out = (edit.types[x].shape for x in (joined.inputs[0], joined.outputs[0], name))
+    if len(keys) != 4 or len(out) != 4 or len(flat) != 3:
+        return None
+    same = all(map(same_dim, keys[:2], out[:2])) and all(map(same_dim, keys[2:], flat[1:]))
+    return joined.inputs[0] if same else None
 
 
 def _past(edit: Editor, name: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmc.graph import LLMC, Dim, Editor, Graph, Node, TensorType, as_dim, prune, same_dim
+from llmc.graph import LLMC, Dim, Editor, Graph, Node, TensorType, as_dim, graphs, prune, same_dim
 from llmc.schedules.attention.kv_format import KVCache
 from llmc.schedules.attention.workloads import cache_arguments
 from llmc.tvm_shim import Analyzer, substitute, tirx
@@ -42,6 +42,8 @@ def decoder_of(graph: Graph, kv_cache: KVCache = "float32") -> Decoder | None:
     pasts = {name for n in layers for name in n.inputs[3:5]}
     logits = [o for o in graph.outputs if o not in {p for n in layers for p in n.outputs[1:]}]
     ids = [i for i in graph.inputs if i not in pasts and graph.types[i].dtype == "int64"]
+    if len(list(graphs(graph))) > 1:  # what a single token fixes is not fixed in the bodies of control flow
+        return None
     if not layers or not pasts <= set(graph.inputs) or len(logits) != 1 or "input_ids" not in ids:
         return None
     step, caches = _with_caches(graph, layers, logits[0], kv_cache)

@@ -24,6 +24,7 @@ from llmc.tvm_shim import Analyzer, substitute, tirx
 
 _MOST_NODES = 200
 _HIDDEN_BELOW = -1e4
+_MOST_QUERIES = 4096  # of a trial: as many keys, and some tens of bytes for each pair
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ def recognise(edit: Editor, name: str, batch: Dim, queries: Dim, keys: Dim) -> M
     sub = _ancestors(edit, name)
     if sub is not None:
         key_masks = [leaf for leaf in sub.leaves if _is_key_mask(edit, leaf, keys, queries)]
-        found = _hypothesis(edit, name, sub, key_masks, batch, queries, keys) if len(key_masks) <= 1 else None
+        # A row of floats that is fed is added as it is: no trial could tell what is in it.
+        added = any(edit.types[leaf].dtype.startswith("float") for leaf in sub.leaves if leaf not in key_masks)
+        readable = len(key_masks) <= 1 and not added
+        found = _hypothesis(edit, name, sub, key_masks, batch, queries, keys) if readable else None
         if found is not None:
             causal, window, padded = found
             return Mask(causal, window, key_bias(edit, key_masks[0]) if padded else "")
@@ -154,7 +158,7 @@ def _trial_sizes(
     symbols = list(
         {s.name: s for d in dims if not isinstance(d, int) for s in tirx.analysis.undefined_vars(d)}.values()
     )
-    role = {id(s): "batch" if s is batch else "query" if s is queries else "other" for s in symbols}
+    role = {id(s): "batch" if s.same_as(batch) else "query" if s.same_as(queries) else "other" for s in symbols}
     for b, s, o in ((2, 3, 4), (1, 5, 0), (3, 1, 7)):
         yield {x: {"batch": b, "query": s, "other": o}[role[id(x)]] for x in symbols}
     if "other" in role.values():
@@ -162,7 +166,7 @@ def _trial_sizes(
             yield {x: {"batch": 1, "query": 2, "other": c + 2}[role[id(x)]] for x in symbols}
     else:
         for c in _integers(edit, sub):
-            if c <= 1024:
+            if c <= _MOST_QUERIES:
                 yield {x: {"batch": 1, "query": c + 2, "other": 0}[role[id(x)]] for x in symbols}
 
 
@@ -200,7 +204,7 @@ def _run(
     edit: Editor, sub: _Subgraph, name: str, sizes: Mapping[Any, int], feeds: Mapping[str, np.ndarray]
 ) -> np.ndarray | None:
     """The subgraph's value at these sizes, by ONNX's reference implementation; None where it has no such operator."""
-    from onnx import helper
+    from onnx import helper, numpy_helper
     from onnx.reference.reference_evaluator import ReferenceEvaluator
 
     values: dict[str, np.ndarray] = dict(feeds)
@@ -215,7 +219,8 @@ def _run(
             values[node.outputs[0]] = np.broadcast_to(start + np.arange(length), (batch, length))
             continue
         try:
-            proto = helper.make_node(node.op, node.inputs, node.outputs, **dict(node.attrs))
+            tensors = {k: numpy_helper.from_array(v) for k, v in node.attrs.items() if isinstance(v, np.ndarray)}
+            proto = helper.make_node(node.op, node.inputs, node.outputs, **{**node.attrs, **tensors})
             used = [i for i in dict.fromkeys(node.inputs) if i]
             graph = helper.make_graph(
                 [proto],

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from llmc.graph import LLMC, Constant, Editor, Graph, Node, TensorType
+from llmc.graph import LLMC, Constant, Editor, Graph, Node, TensorType, same_dim
 from llmc.match import fused, nodes, other, used_once
 from llmc.schedules.formats import QuantizedWeight, concat_rows
 
@@ -76,6 +76,8 @@ def _gate_up(edit: Editor, node: Node) -> None:
     for name in node.inputs:
         silu = fused(edit, name, "Activation")
         if silu is None or silu.attrs["kind"] != "silu" or not used_once(edit, name):
+            continue
+        if not same_dim(edit.types[name].shape[-1], edit.types[other(node, name)].shape[-1]):
             continue
         gate, up = _plain(edit, silu.inputs[0]), _plain(edit, other(node, name))
         stacked = _stack(edit, [gate, up]) if gate is not None and up is not None else None

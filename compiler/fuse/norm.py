@@ -20,12 +20,16 @@ def fuse_norms(graph: Graph) -> Graph:
         _primitive_rms(edit, node)
     for node in nodes(edit, "Add"):
         _primitive_layer(edit, node)
+    for node in nodes(edit, "Add"):
+        _moments(edit, node)
     return edit.finish()
 
 
 def _norm(
     edit: Editor, like: Node, inputs: tuple[str, ...], outputs: tuple[str, ...], kind: str, epsilon: float
 ) -> None:
+    if rank(edit, inputs[0]) != rank(edit, outputs[0]):
+        return  # one of the constants has more dimensions than x
     attrs = {"kind": kind, "epsilon": epsilon}
     edit.add(Node("Norm", inputs, outputs, attrs, LLMC, like.name, 1))
 
@@ -41,7 +45,7 @@ def _one_node(edit: Editor, node: Node) -> None:
     axis = node.attrs.get("axis", -1)
     if axis not in (-1, rank(edit, x) - 1) or not _over_last_axis(edit, x, weight) or any(node.outputs[1:]):
         return
-    if bias and array(edit, bias) is None:
+    if bias and not _over_last_axis(edit, x, bias):
         return
     kind = "rms" if node.op in _SIMPLIFIED else "layer"
     _norm(edit, node, (x, weight, bias, ""), (node.outputs[0], ""), kind, node.attrs.get("epsilon", 1e-5))
@@ -53,7 +57,7 @@ def _skip(edit: Editor, node: Node) -> None:
     beta, bias = (node.input(3), node.input(4)) if kind == "layer" else ("", node.input(3))
     if bias or any(node.outputs[1:3]) or not _over_last_axis(edit, x, weight):
         return
-    if edit.types[x].shape != edit.types[skip].shape or (beta and array(edit, beta) is None):
+    if edit.types[x].shape != edit.types[skip].shape or (beta and not _over_last_axis(edit, x, beta)):
         return
     total = node.outputs[3] if len(node.outputs) > 3 else ""
     _norm(edit, node, (x, weight, beta, skip), (node.outputs[0], total), kind, node.attrs.get("epsilon", 1e-5))
@@ -62,7 +66,9 @@ def _skip(edit: Editor, node: Node) -> None:
 # -- primitive spellings ----------------------------------------------------------------------------------------------
 def _mean(edit: Editor, name: str) -> str | None:
     """What is averaged over the last axis, axis kept."""
-    node = made_by(edit, name, "ReduceMean")
+    node = made_by(edit, name, "ReduceMean", "GlobalAveragePool")
+    if node is not None and node.op == "GlobalAveragePool":
+        return node.inputs[0] if rank(edit, node.inputs[0]) == 3 else None
     if node is None or node.attrs.get("keepdims", 1) != 1:
         return None
     axes = node.attrs.get("axes")
@@ -149,9 +155,29 @@ def _centred(edit: Editor, name: str) -> str | None:
 
 def _primitive_layer(edit: Editor, node: Node) -> None:
     for bias in node.inputs:
-        row, product = array(edit, bias), made_by(edit, other(node, bias), "Mul")
-        found = _scaled(edit, product) if row is not None and row.ndim == 1 and product is not None else None
+        product = made_by(edit, other(node, bias), "Mul") if array(edit, bias) is not None else None
+        found = _scaled(edit, product) if product is not None else None
         x = _centred(edit, found[0]) if found is not None else None
-        if found is not None and x is not None:
+        if found is not None and x is not None and _over_last_axis(edit, x, bias):
             _norm(edit, node, (x, found[1], bias, ""), (node.outputs[0], ""), "layer", found[2])
             return
+
+
+def _moments(edit: Editor, node: Node) -> None:
+    """x * s + (bias - mean(x) * s), where s = weight / sqrt(variance + epsilon): TensorFlow's spelling."""
+    for scaled, shift in (node.inputs, node.inputs[::-1]):
+        product, difference = made_by(edit, scaled, "Mul"), made_by(edit, shift, "Sub")
+        lowered = made_by(edit, difference.inputs[1], "Mul") if difference is not None else None
+        if product is None or difference is None or lowered is None or array(edit, difference.inputs[0]) is None:
+            continue
+        for x, s in (product.inputs, product.inputs[::-1]):
+            factors = made_by(edit, s, "Mul")
+            if factors is None or s not in lowered.inputs or _mean(edit, other(lowered, s)) != x:
+                continue
+            for weight in factors.inputs:
+                found = _inverse_root(edit, other(factors, weight))
+                if found is not None and _centred(edit, found[0]) == x and _over_last_axis(edit, x, weight):
+                    if not _over_last_axis(edit, x, difference.inputs[0]):
+                        return
+                    _norm(edit, node, (x, weight, difference.inputs[0], ""), (node.outputs[0], ""), "layer", found[1])
+                    return

@@ -51,6 +51,9 @@ def _standard(edit: Editor, node: Node) -> None:
         if array(edit, cos) is None or array(edit, sin) is None or rank(edit, positions) != 2:
             return
         cos, sin = table_rows(edit, cos, positions), table_rows(edit, sin, positions)
+    else:
+        made = made_by(edit, cos, "Cos"), made_by(edit, sin, "Sin")
+        cos, sin = (_shared_table(edit, n, n.inputs[0]) if n else x for n, x in zip(made, (cos, sin), strict=True))
     shape = edit.types[x].shape
     heads = node.attrs.get("num_heads", 0) or (shape[1] if len(shape) == 4 else 0)
     if not heads:
@@ -113,8 +116,13 @@ def _half_table(edit: Editor, name: str, function: str) -> str | None:
     concat = made_by(edit, node.inputs[0], "Concat") if node is not None else None
     if node is None or concat is None or len(concat.inputs) != 2 or concat.inputs[0] != concat.inputs[1]:
         return None
-    half = f"{node.outputs[0]}.half"
-    if half not in edit.types:
-        type_ = edit.types[concat.inputs[0]]
-        edit.add(Node(function, (concat.inputs[0],), (half,), {}, "", node.name, node.version), [type_])
+    half = _shared_table(edit, node, concat.inputs[0])
     return half if len(edit.types[half].shape) == 3 else None
+
+
+def _shared_table(edit: Editor, node: Node, angles: str) -> str:
+    """The function of `node` of these angles, made once: exporters write it for queries, and again for keys."""
+    name = f"{angles}.{node.op}"
+    if name not in edit.types:
+        edit.add(Node(node.op, (angles,), (name,), {}, "", node.name, node.version), [edit.types[angles]])
+    return name

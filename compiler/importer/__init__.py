@@ -13,7 +13,7 @@ from llmc.importer.sizes import check_sizes
 from llmc.importer.trace import trace_model
 from llmc.importer.types import Signature, read_signature
 from llmc.ops import RULES
-from llmc.ops.context import Rule, Unify
+from llmc.ops.context import Narrow, Rule, Unify
 from llmc.tvm_shim import Analyzer, substitute
 
 __all__ = ["import_model"]
@@ -36,9 +36,11 @@ def import_model(
     """
     model = read_model(path)
     signature = read_signature(model.inputs, dims or {})
-    while True:  # ends: every round has one symbol less
+    while True:  # ends: every round has one symbol less, or fewer sizes of one
         try:
             return check_sizes(trace_model(model, signature, rules))
+        except Narrow as found:
+            signature = replace(signature, ranges={**signature.ranges, found.symbol.name: found.value})
         except Unify as found:
             signature = _replace_symbol(signature, found)
 
@@ -46,7 +48,7 @@ def import_model(
 def _replace_symbol(signature: Signature, found: Unify) -> Signature:
     """The signature after the model turned out to need `found.symbol == found.value`."""
     name = found.symbol.name
-    low, high = signature.ranges[name]
+    low, high = signature.ranges.get(name, (0, None))
     if isinstance(found.value, int) and not (low <= found.value and (high is None or found.value <= high)):
         raise ShapeError(f"dimension '{name}' must be {found.value}, outside of its range {low} to {high}")
     analyzer = Analyzer()
@@ -58,5 +60,6 @@ def _replace_symbol(signature: Signature, found: Unify) -> Signature:
         signature,
         types={n: TensorType(tuple(map(new, t.shape)), t.dtype) for n, t in signature.types.items()},
         symbols={n: new(d) for n, d in signature.symbols.items()},
+        extents={n: new(d) for n, d in signature.extents.items()},
         ranges={n: r for n, r in signature.ranges.items() if n != name},
     )

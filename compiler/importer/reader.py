@@ -28,7 +28,7 @@ from llmc.importer.structure import (
     sorted_nodes,
     subgraphs,
 )
-from llmc.importer.tensors import ExternalData, check_size, load_tensor
+from llmc.importer.tensors import NO_SIZE, ExternalData, check_size, load_tensor
 from llmc.importer.wire import split_weights
 
 __all__ = ["MAX_NODES", "Model", "describe", "domain_of", "opset_versions", "read_model", "sorted_nodes", "subgraphs"]
@@ -57,7 +57,8 @@ def read_model(path: str | Path) -> Model:
     proto, weights = _parse(path)
     graph = proto.graph
     opsets = opset_versions(proto.opset_import)
-    _check_opset(opsets.get("", 1))
+    if "" in opsets or any(not domain_of(node) for node in graph.node):
+        _check_opset(opsets.get("", 1))
     if graph.sparse_initializer:
         raise UnsupportedError("sparse initializers", where=str(path), hint="store them as dense tensors")
     check_structure(proto)
@@ -147,4 +148,4 @@ def _needed(nodes: Sequence[NodeProto], outputs: Iterable[ValueInfoProto]) -> tu
 def _check_input(info: ValueInfoProto) -> None:
     """The sizes that are declared must be possible."""
     dims = [d.dim_value for d in info.type.tensor_type.shape.dim if d.HasField("dim_value")]
-    check_size(tuple(dims), 8, f"input '{info.name}'")
+    check_size(tuple(d for d in dims if d != NO_SIZE), 8, f"input '{info.name}'")

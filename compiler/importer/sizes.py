@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmc.errors import ModelError
-from llmc.graph import Graph
+from llmc.graph import Graph, graphs
 from llmc.importer.tensors import check_size
 
 
@@ -12,6 +12,12 @@ def check_sizes(graph: Graph) -> Graph:
 
     Symbolic dimensions count as 1: what they are is checked when the model is called.
     """
+    for inner in graphs(graph):
+        _check(inner)
+    return graph
+
+
+def _check(graph: Graph) -> None:
     makers = graph.producer()
     for name, type_ in graph.types.items():
         try:
@@ -20,4 +26,3 @@ def check_sizes(graph: Graph) -> Graph:
             maker = makers.get(name)
             where = f"node '{maker.name or name}' ({maker.op})" if maker else error.where
             raise ModelError(error.what, where=where, hint="no machine can run it; export the model again") from None
-    return graph

@@ -21,6 +21,7 @@ from llmc.errors import ModelError
 MAX_TENSOR_BYTES = 2**40  # more than any machine has; products of this size do not overflow
 MAX_STRING_BYTES = 2**26  # numpy gives every string of an array the space of the longest
 MAX_RANK = 32  # what every numpy can do
+NO_SIZE = -1  # what some exporters write where a dimension has neither size nor name
 
 # Types that share bytes between elements: bits of one element.
 _PACKED = {

@@ -8,7 +8,8 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,12 @@ from onnx import AttributeProto, FunctionProto, NodeProto, helper
 
 from llmc.errors import LlmcError, ModelError, UnsupportedError
 from llmc.graph import LLMC, Graph, Node, TensorType, prune
-from llmc.importer.control import CONTROL, Refused, open_control
+from llmc.importer.control import CONTROL, open_control
 from llmc.importer.fold import fold, may_fold
 from llmc.importer.functions import breach, default_attributes, has_standard_body, open_call, standard_body
+from llmc.importer.opening import Group, Refused
 from llmc.importer.reader import MAX_NODES, Model, describe, domain_of, opset_versions
+from llmc.importer.sequences import GROUPS, open_group
 from llmc.importer.tensors import ExternalData, load_tensor
 from llmc.importer.types import STRING, UNCOMPILED, Signature
 from llmc.importer.types_only import TypeBuilder
@@ -30,6 +33,7 @@ from llmc.tvm_shim import Analyzer, relax, tirx
 
 MAX_DEPTH = 32
 _CONTRIB = "com.microsoft"
+_TENSORS = "outputs of a compiled model are tensors: give those that it holds"
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,11 @@ class _Trace:
         for name, bounds in signature.ranges.items():
             bind(analyzer, signature.symbols[name], bounds)
         self.emitter = Emitter(rules, builder, analyzer)
+        self.emitter.extents = signature.extents
         self.nodes: list[Node] = []
         self.failures: dict[tuple[str, str], Failure] = {}
         self.lost: set[str] = set()  # outputs of failed nodes, and all that follows from them
+        self.groups: dict[str, Group] = {}  # sequences and optionals, of which nothing is left in the graph
         self.visited = 0
         self.cause: Exception | None = None  # the first error that was not raised on purpose
 
@@ -95,6 +101,10 @@ class _Trace:
                 where=self.model.name,
                 hint="export the model without these operators, or another opset of it",
             ) from self.cause
+        for info in self.model.outputs:
+            if info.name in self.groups:
+                kind = "an optional" if self.groups[info.name].optional else "a sequence"
+                raise UnsupportedError(f"output '{info.name}' is {kind}", where=self.model.name, hint=_TENSORS)
         self._unify_outputs()
         return self._graph()
 
@@ -138,7 +148,8 @@ class _Trace:
         if proto.op_type == "Constant" and not node.domain:
             self._constant(node.outputs[0], _constant_value(proto, node, self.model.external))
         elif not (
-            self._evaluate(node)
+            self._open_group(node, scope)
+            or self._evaluate(node)
             or self._open_local(proto, node, scope)
             or self._open_control(node, scope)
             or self._run(proto, node, scope)
@@ -148,7 +159,7 @@ class _Trace:
     def _check(self, proto: NodeProto, scope: _Scope) -> None:
         """Inputs exist, and arity and attributes are those of the standard. Raises ModelError."""
         for name in filter(None, proto.input):
-            if name not in self.emitter.graph_types and name not in self.lost:
+            if name not in self.emitter.graph_types and name not in self.lost and name not in self.groups:
                 raise ModelError(f"input '{name}' is made by nothing", where=describe(proto))
         if reason := breach(proto, scope.opsets.get(domain_of(proto), 1)):
             raise ModelError(reason, where=describe(proto))
@@ -172,7 +183,7 @@ class _Trace:
         )
 
     def _types(self, node: Node) -> list[TensorType | None]:
-        return [self.emitter.graph_types[i] if i else None for i in node.inputs]
+        return [self.emitter.graph_types.get(i) if i else None for i in node.inputs]
 
     def _evaluate(self, node: Node) -> bool:
         """Is the node's value known up to the model's symbols?"""
@@ -187,6 +198,8 @@ class _Trace:
 
     def _run(self, proto: NodeProto, node: Node, scope: _Scope) -> bool:
         """Run the node's rule; where there is none, or it declines, open the standard's definition."""
+        if any(name in self.groups for name in node.inputs):
+            return self._fail(node, scope, "it works on a sequence or an optional")
         for type_ in self._types(node):
             if type_ is not None and type_.dtype in UNCOMPILED:
                 return self._fail(node, scope, f"it works on {UNCOMPILED[type_.dtype]}")
@@ -248,6 +261,15 @@ class _Trace:
             self._visit(opened, inner)
         return True
 
+    def _open_group(self, node: Node, scope: _Scope) -> bool:
+        """Does it work on sequences or optionals?"""
+        try:
+            return open_group(_Opener(self, scope), node)
+        except Refused as reason:
+            self.lost.update(filter(None, node.outputs))
+            self._fail(node, scope, str(reason))
+            return True
+
     def _open_control(self, node: Node, scope: _Scope) -> bool:
         """Is it control flow that stands for other nodes?"""
         if node.domain or node.op not in CONTROL:
@@ -264,7 +286,7 @@ class _Trace:
         return (
             (node.domain, node.op) in self.emitter.rules
             or (domain_of(proto), node.op) in self.model.functions
-            or node.op in ("Constant", *CONTROL)
+            or node.op in ("Constant", *CONTROL, *GROUPS)
             or has_standard_body(proto, node.version)
         )
 
@@ -311,11 +333,31 @@ class _Opener:
 
     def __init__(self, trace: _Trace, scope: _Scope) -> None:
         self.emitter, self.lost, self.external = trace.emitter, trace.lost, trace.model.external
-        self.constant = trace._constant
+        self.groups = trace.groups
+        self.constant, self.variable = trace._constant, trace._variable
         self._trace, self._scope = trace, scope
 
     def visit(self, proto: NodeProto) -> None:
         self._trace._visit(proto, self._scope)
+
+    def add(self, node: Node) -> None:
+        self._trace.nodes.append(node)
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Node]]:
+        around, self._trace.nodes = self._trace.nodes, []
+        try:
+            yield self._trace.nodes
+        finally:
+            self._trace.nodes = around
+
+    def mark(self) -> tuple[dict[tuple[str, str], Failure], set[str]]:
+        return dict(self._trace.failures), set(self.lost)
+
+    def back_to(self, mark: tuple[dict[tuple[str, str], Failure], set[str]]) -> None:
+        failures, lost = mark
+        self._trace.failures = dict(failures)
+        self.lost.intersection_update(lost)
 
 
 def attribute_value(attribute: AttributeProto, external: ExternalData) -> Any:

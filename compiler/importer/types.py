@@ -17,6 +17,7 @@ from onnx import TensorProto, TypeProto, ValueInfoProto, helper
 
 from llmc.errors import ModelError, OptionError, ShapeError, UnsupportedError
 from llmc.graph import Dim, TensorType
+from llmc.importer.tensors import NO_SIZE
 from llmc.tvm_shim import tirx
 
 STRING = "str"
@@ -60,6 +61,7 @@ class Signature:
     symbols: Mapping[str, Any]
     ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)  # dim_param -> symbol
+    extents: dict[str, Dim] = field(default_factory=dict)  # that the run finds, by name: symbols, or what they equal
 
     def dim(self, text: str) -> Dim | None:
         """A dim_param over known symbols, None where it holds anything else."""
@@ -152,7 +154,7 @@ def _dim_texts(info: ValueInfoProto) -> list[int | str]:
         raise UnsupportedError("its rank is not declared", where=where, hint="export the model with shaped inputs")
     texts: list[int | str] = []
     for axis, dim in enumerate(type_.shape.dim):
-        if dim.HasField("dim_value"):
+        if dim.HasField("dim_value") and dim.dim_value != NO_SIZE:
             if dim.dim_value < 0:
                 raise ModelError(f"dimension {dim.dim_value}", where=where)
             texts.append(dim.dim_value)

@@ -9,16 +9,19 @@ from __future__ import annotations
 from llmc.ops import (
     attention,
     contrib,
+    control,
     conv,
     elementwise,
     finding,
     fused,
     gather,
     matmul,
+    ngrams,
     nn,
     quant,
     recurrent,
     reduce,
+    refused,
     resize,
     rotary,
     sampling,
@@ -44,6 +47,8 @@ _STANDARD = {
     **sampling.RULES,
     **signal.RULES,
     **unpool.RULES,
+    **ngrams.RULES,
+    **refused.RULES,
     **recurrent.RULES,
 }
 
@@ -51,6 +56,7 @@ RULES: dict[tuple[str, str], Rule] = {
     **{("", op): rule for op, rule in {**_STANDARD, **contrib.STANDARD}.items()},
     **{("com.microsoft", op): rule for op, rule in contrib.RULES.items()},
     **fused.RULES,
+    **control.RULES,
 }
 
 __all__ = ["RULES"]

@@ -10,20 +10,25 @@ before any rule runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import mul
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
 from llmc.errors import ShapeError, UnsupportedError
-from llmc.graph import CARRIER, NARROW, Dim, Graph, Node, TensorType, as_dim
+from llmc.graph import CARRIER, NARROW, Dim, Graph, Node, TensorType, as_dim, dim_text
+from llmc.ops.equal_dims import same_polynomial, sizes_where_equal, solve
+from llmc.ops.zeros import zeros
 from llmc.schedules.formats import QuantizedWeight
-from llmc.tvm_shim import Analyzer, Expr, relax, tirx, tvm
+from llmc.tvm_shim import Analyzer, Expr, relax, te, tirx, tvm
 
 Result: TypeAlias = Expr | tuple[Expr | None, ...]
 Rule = Callable[["Context"], Result]
 
+MOST = 2.0**40  # elements that the extents found by one node may make together
 MEASURED = "measured"  # the attribute that holds the symbols of extents which a node finds at run time
 _TO_SHAPE = "vm.builtin.tensor_to_shape"
 
@@ -40,9 +45,15 @@ SHAPE_VALUE = "ShapeValue"  # in the domain llmc; attrs {"value": object array o
 class Unify(Exception):
     """Two dimensions must be equal for a node to make sense: the importer substitutes `symbol` and starts again."""
 
-    def __init__(self, symbol: Expr, value: Dim) -> None:
+    def __init__(self, symbol: Expr, value: Dim | tuple[int, int]) -> None:
         super().__init__(f"{symbol} = {value}")
         self.symbol, self.value = symbol, value
+
+
+class Narrow(Unify):
+    """The same, where several sizes do: the importer keeps to `value`, (least, greatest), and starts again."""
+
+    value: tuple[int, int]
 
 
 class Context:
@@ -111,22 +122,36 @@ class Context:
             if not isinstance(d, int):
                 self.fail(f"input {i} ('{self.node.input(i)}') has an unknown number of sizes")
             count *= d
+        if not count:
+            return []
         flat = self.emit(relax.op.reshape(self.emit(relax.op.astype(self.x(i), "int64")), [count]))
-        return self.measured(flat, count)
+        return self.bounded(flat, count)
 
-    def measured(self, sizes: Expr, count: int) -> list[Dim]:
+    def bounded(self, sizes: Expr, count: int, checks: Sequence[Dim] = ()) -> list[Dim]:
+        """`measured`, where data may ask for anything: the run fails where it asks for what no memory holds."""
+        checked = self.emit(self.bb.call_te(_bounded, sizes, count, primfunc_name_hint="bounded"))
+        return self.measured(checked, count, [*checks, 1])
+
+    def measured(self, sizes: Expr, count: int, checks: Sequence[Dim] = ()) -> list[Dim]:
         """The elements of an int64 tensor [count], which are not negative, as dimensions that are symbols of their own:
-        what they are is known when the model runs, and only then."""
+        what they are is known when the model runs, and only then. One that has to equal another dimension is that, and
+        the run fails where it does not. `sizes` may have elements behind these that have to equal `checks`."""
+        if self.emitter.outer is not None:
+            return self.emitter.outer.measured(sizes, count, checks)
         known = self.node.attrs.get(MEASURED, ())
         first, made = len(self.measures), []
         for k in range(first, first + count):
-            var = known[k] if k < len(known) else tirx.Var(f"{next(filter(None, self.node.outputs))}.{k}", "int64")
-            bind(self.emitter.analyzer, var, (0, None))
-            self.emitter.measured[var] = next(filter(None, self.node.outputs))
-            made.append(var)
+            output = next(filter(None, self.node.outputs))
+            name = f"{output}.{k}"
+            dim = known[k] if k < len(known) else self.emitter.extents.setdefault(name, tirx.Var(name, "int64"))
+            made.append(dim)
+            if isinstance(dim, tirx.Var) and not self.emitter.analyzer.can_prove(dim >= 0):  # one that is new
+                bind(self.emitter.analyzer, dim, (0, None))
+                self.emitter.measured[dim] = output
         self.measures += made
-        shape = relax.op.call_pure_packed(_TO_SHAPE, sizes, ty_args=relax.ShapeType(ndim=count))
-        self.bb.match_cast(self.emit(shape), relax.ShapeType(made))
+        whole = [*made, *checks]
+        shape = relax.op.call_pure_packed(_TO_SHAPE, sizes, ty_args=relax.ShapeType(ndim=len(whole)))
+        self.bb.match_cast(self.emit(shape), relax.ShapeType(whole))
         return made
 
     def ints(self, i: int) -> list[int]:
@@ -158,13 +183,25 @@ class Context:
         """Demand a == b. A free symbol is substituted in the whole model; two unequal numbers are an error."""
         if self.emitter.same(a, b):
             return
+        for symbol in reversed(self.emitter.measured):  # a later one may be an earlier one, of which all is known
+            for one, other in ((a, b), (b, a)):
+                known = isinstance(other, tirx.Var) or not any(s in self.emitter.measured for s in symbols(other))
+                if isinstance(one, tirx.Var) and one.same_as(symbol) and known and symbol.name in self.emitter.extents:
+                    raise Unify(symbol, other)
         for dim in (a, b):
             if any(s in self.emitter.measured for s in symbols(dim)):
                 self.fail(f"dimension {dim} is known at run time only, but has to equal {b if dim is a else a}")
         for one, other in ((a, b), (b, a)):
             if isinstance(one, tirx.Var) and (isinstance(other, int) or one not in symbols(other)):
                 raise Unify(one, other)
-        raise ShapeError(f"dimensions {a} and {b} must be equal", where=self.where())
+        if solved := solve(a, b):
+            raise Unify(*solved)
+        if narrowed := sizes_where_equal(self.emitter.analyzer, a, b):
+            symbol, least, greatest = narrowed
+            raise Unify(symbol, least) if least == greatest else Narrow(symbol, (least, greatest))
+        raise ShapeError(
+            f"dimensions {dim_text(a)} and {dim_text(b)} must be equal", where=self.where(), hint=_fixed(a, b)
+        )
 
     def where(self) -> str:
         domain = self.node.domain or "ai.onnx"
@@ -189,6 +226,9 @@ class Emitter:
         self.values: dict[str, np.ndarray] = {}
         self.constants: dict[str, Any] = {}
         self.measured: dict[Any, str] = {}  # symbol of an extent that a node finds at run time -> that node's output
+        self.extents: dict[str, Dim] = {}  # of such symbols by name: themselves, or what they have to equal
+        self.nested: Callable[..., Any] | None = None  # emits the bodies of control flow, where rules do not
+        self.outer: Context | None = None  # the node whose rule runs others
         self._measures: dict[str, tuple[Any, ...]] = {}
 
     @classmethod
@@ -230,6 +270,8 @@ class Emitter:
             value = constant.dequantize()
         if value.dtype.name in NARROW:
             value = value.view(CARRIER)
+        if not value.size and isinstance(self.bb, relax.BlockBuilder):
+            return zeros(self.bb, value.shape, self.graph_types[name].carrier)
         if value.dtype != object:
             return relax.const(value, value.dtype.name)
         dims = [tirx.IntImm("int64", v) if isinstance(v, int) else v for v in value.reshape(-1)]
@@ -289,10 +331,29 @@ class Emitter:
         """Are two dimensions provably equal?"""
         if isinstance(a, int) and isinstance(b, int):
             return a == b
-        return bool(self.analyzer.can_prove_equal(a, b))
+        return bool(self.analyzer.can_prove_equal(a, b)) or same_polynomial(a, b)
 
     def simplify(self, dim: Dim) -> Dim:
         return dim if isinstance(dim, int) else as_dim(self.analyzer.simplify(dim))
+
+
+def _fixed(*dims: Dim) -> str | None:
+    """What may help where dimensions are equal for some sizes alone."""
+    names = dict.fromkeys(s.name for dim in dims for s in symbols(dim))
+    return f"a size of its own may do: --dim {' --dim '.join(f'{n}=SIZE' for n in names)}" if names else None
+
+
+def _bounded(sizes: Any, count: int) -> Any:
+    """`sizes`, and behind them 1 where the first `count` make a tensor that memory may hold, else -1."""
+    wide = [sizes(te.const(n, "int64")).astype("float64") for n in range(count)]
+    fits = tirx.all(*(w >= 0 for w in wide), reduce(mul, wide, te.const(1.0, "float64")) <= te.const(MOST, "float64"))
+    last = sizes.shape[0]
+    flag = tirx.Select(fits, te.const(1, "int64"), te.const(-1, "int64"))
+
+    def element(i: Any) -> Any:
+        return te.if_then_else(i < last, sizes(te.min(i, last - 1)), flag)
+
+    return te.compute((last + 1,), element, name="bounded")
 
 
 def symbols(dim: Dim) -> list[Any]:

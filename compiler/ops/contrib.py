@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from llmc.ops import (
     attention_ms,
     contrib_activation,
@@ -16,7 +14,8 @@ from llmc.ops import (
     contrib_tensor,
     rotary,
 )
-from llmc.ops.context import Context, Rule
+from llmc.ops.context import Rule
+from llmc.ops.refused import refusal
 
 _SEARCH = "it searches for sequences by calling a model again and again: use llmc generate, or export the model alone"
 _HASH = "it hashes n-grams of tokens"
@@ -35,16 +34,8 @@ REFUSED: dict[str, str] = {
     "GatherPacked": "its table is packed for onnxruntime's own kernels",
     "SparseToDenseMatMul": "it works on sparse tensors",
     "Tokenizer": "it works on strings",
-    "Unique": "the number of its outputs' elements depends on data: use Unique of ai.onnx",
     "VarlenCausalConvWithState": "sequences of several lengths in one tensor have no rule yet",
 }
-
-
-def _refusal(reason: str) -> Rule:
-    def rule(ctx: Context) -> NoReturn:
-        ctx.fail(reason)
-
-    return rule
 
 
 # those that onnxruntime accepts in the standard domain too, and those that have become part of the standard
@@ -60,5 +51,5 @@ RULES: dict[str, Rule] = {
     **contrib_quant.RULES,
     **contrib_moe.RULES,
     **contrib_tensor.RULES,
-    **{op: _refusal(reason) for op, reason in REFUSED.items()},
+    **{op: refusal(reason) for op, reason in REFUSED.items()},
 }

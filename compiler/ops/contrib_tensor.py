@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmc.graph import Dim
+from llmc.ops.axes_data import unsqueezed_extents
 from llmc.ops.context import Context, Rule
 from llmc.ops.delegate import standard
 from llmc.ops.gather import RULES as GATHER
@@ -17,7 +18,9 @@ from llmc.tvm_shim import Expr, T, te
 
 
 def _expand_dims(ctx: Context) -> Expr:
-    """A dimension of 1 at the place that the constant input 1 names."""
+    """A dimension of 1 at the place that input 1 names."""
+    if ctx.const(1) is None:
+        return reshape(ctx, ctx.x(), unsqueezed_extents(ctx, ctx.x(), ctx.x(1), ctx.rank() + 1))
     (axis,) = ctx.ints(1)
     shape = list(ctx.shape())
     at = ctx.axis(axis, len(shape) + 1)
@@ -30,6 +33,12 @@ def _range(ctx: Context) -> Expr:
         return SHAPE["Range"](ctx)
     one = ctx.literal(np.ones((), ctx.dtype()), ctx.dtype())
     return standard(ctx, "Range", [ctx.x(0), ctx.x(1), one])[0]
+
+
+def _unique(ctx: Context) -> tuple[Expr, ...]:
+    """Distinct elements in the order of first occurrence, which of them each element is, and how often each is."""
+    values, _, places, counts = standard(ctx, "Unique", [ctx.x()], outputs=4, sorted=0)
+    return values, places, counts
 
 
 def _unfold(ctx: Context) -> Expr:
@@ -125,6 +134,7 @@ def _gauss_jordan(ctx: Context, x: Expr) -> Expr:
 RULES: dict[str, Rule] = {
     "ExpandDims": _expand_dims,
     "Range": _range,
+    "Unique": _unique,
     "UnfoldTensor": _unfold,
     "CDist": _cdist,
     "ConvTransposeWithDynamicPads": _conv_transpose,

@@ -21,6 +21,7 @@ def standard(
     Raises UnsupportedError where that operator's rule declines.
     """
     inner = Emitter(ctx.emitter.rules, ctx.bb, ctx.emitter.analyzer)
+    inner.outer, inner.measured = ctx, ctx.emitter.measured
     names = tuple(f"x{i}" if x is not None else "" for i, x in enumerate(inputs))
     for name, x in zip(names, inputs, strict=True):
         if x is None:

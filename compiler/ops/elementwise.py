@@ -238,8 +238,21 @@ def _dropout(ctx: Context) -> tuple[Expr, ...]:
     training = ctx.const(2) if ctx.has(2) else np.zeros(())
     ratio = ctx.const(1) if ctx.has(1) else np.full((), 0.5)
     if (training is None or training.any()) and (ratio is None or ratio.any()):
-        ctx.fail("Dropout in training mode is random; export the model for inference")
+        if training is not None and ratio is not None:
+            ctx.fail("Dropout in training mode is random; export the model for inference")
+        _refuse_random(ctx)
     return ctx.x(), full(ctx, shape_of(ctx.x()), True, "bool" if ctx.node.version >= 10 else ctx.dtype())
+
+
+def _refuse_random(ctx: Context) -> None:
+    """Have a run fail whose data asks for a Dropout that is random."""
+    ratio = reshape(ctx, ctx.x(1), ()) if ctx.has(1) else ctx.literal(0.5, "float32")
+    training = reshape(ctx, ctx.x(2), ())
+
+    def random(ratio: Any, training: Any) -> Any:
+        return tirx.all(training, ratio != const(ratio, 0)).astype("int64")
+
+    ctx.measured(reshape(ctx, elementwise(ctx, "random", random, ratio, training), [1]), 0, [0])
 
 
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875

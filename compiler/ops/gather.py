@@ -6,11 +6,12 @@ element: whatever the data, no memory outside of the buffers is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
 from llmc.graph import Dim
+from llmc.ops.axes_data import around
 from llmc.ops.context import Context, Rule
 from llmc.ops.scalar import select
 from llmc.ops.tensor import compute, dtype_of, index_of, loops, permute, product, reshape, shape_of
@@ -233,7 +234,6 @@ def _scan(f: Callable[[Any, Any], Any], start: int) -> Rule:
 
     def rule(ctx: Context) -> Expr:
         shape, dtype = ctx.shape(), ctx.dtype()
-        axis = ctx.axis(ctx.ints(1)[0], len(shape))
         backwards, exclusive = bool(ctx.attr("reverse", 0)), bool(ctx.attr("exclusive", 0))
 
         def nest(x: Any, y: Any, rows: Any, n: Any, inner: Any) -> None:
@@ -248,7 +248,11 @@ def _scan(f: Callable[[Any, Any], Any], start: int) -> Rule:
                         with T.Else():
                             y[at] = f(y[before], x[before] if exclusive else x[at])
 
-        dims = [product(shape[:axis]), shape[axis], product(shape[axis + 1 :])]
+        if ctx.const(1) is None:
+            dims: Sequence[Dim] = around(ctx, ctx.x(1), shape)
+        else:
+            axis = ctx.axis(ctx.ints(1)[0], len(shape))
+            dims = [product(shape[:axis]), shape[axis], product(shape[axis + 1 :])]
         (flat,) = loops(ctx, "scan", nest, [ctx.x()], [([product(shape)], dtype)], dims)
         return reshape(ctx, flat, shape)
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from llmc.ops.axes_data import count_of, halved_extents, squeezed_extents
 from llmc.ops.context import Context, Rule
 from llmc.ops.shape import axes_of
-from llmc.ops.tensor import cast, compute, dtype_of, elementwise, full, is_float, product, shape_of
+from llmc.ops.tensor import cast, compute, dtype_of, elementwise, full, is_float, product, reshape, shape_of
 from llmc.tvm_shim import Expr, relax, te, topi
 
 op = relax.op
@@ -22,7 +23,9 @@ def _reduction(reduce_: Callable[[Context, Expr, list[int], bool], Expr], of_non
 
     def rule(ctx: Context) -> Expr:
         rank = ctx.rank()
-        axes = axes_of(ctx, 1, rank)
+        if ctx.has(1) and ctx.const(1) is None and rank and ctx.shape(1) != (0,):
+            return _over_axes_of_data(ctx, reduce_, of_none)
+        axes = axes_of(ctx, 1, rank) if ctx.const(1) is not None or not ctx.has(1) else []
         if not axes:
             axes = [] if ctx.attr("noop_with_empty_axes", 0) else list(range(rank))
         keep, shape = bool(ctx.attr("keepdims", 1)), ctx.shape()
@@ -32,6 +35,22 @@ def _reduction(reduce_: Callable[[Context, Expr, list[int], bool], Expr], of_non
         return reduce_(ctx, ctx.x(), axes, keep)
 
     return rule
+
+
+def _over_axes_of_data(ctx: Context, reduce_: Callable[..., Expr], of_none: float) -> Expr:
+    """Every axis becomes two, one of which has its extent while the other is 1: which one, the run knows. Over the
+    second ones is reduced."""
+    x, rank, keep = ctx.x(), ctx.rank(), bool(ctx.attr("keepdims", 1))
+    kept, reduced = halved_extents(ctx, x, ctx.x(1), all_of_none=not ctx.attr("noop_with_empty_axes", 0))
+    shape = kept if keep else squeezed_extents(ctx, x, ctx.x(1), rank - count_of(ctx, 1))
+    if any(isinstance(d, int) and d == 0 for d in ctx.shape()):
+        return full(ctx, shape, _of_none(of_none, ctx.dtype()), ctx.dtype())
+
+    def body(x: Any, sizes: list[Any]) -> Any:
+        return te.compute(sizes, lambda *i: x(*(i[n] + i[n + rank] for n in range(rank))), name="twice")
+
+    twice = compute(ctx, "twice", body, x, [*kept, *reduced])
+    return reshape(ctx, ctx.emit(reduce_(ctx, twice, list(range(rank, 2 * rank)), False)), shape)
 
 
 def _of_none(value: float, dtype: str) -> float | int | bool:

@@ -1,151 +1,283 @@
-"""Resize: every axis is interpolated on its own, from a table of taps and weights made at compile time."""
+"""Resize: every axis is interpolated on its own, by a table of taps and weights.
+
+A small kernel makes the table, in float64, so that extents may be symbols and scales or sizes data.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
 
+from llmc.graph import Dim
 from llmc.ops.context import Context, Rule
 from llmc.ops.scalar import select
-from llmc.ops.tensor import compute, shape_of
-from llmc.tvm_shim import Expr, te
+from llmc.ops.shape_data import i64, tabled
+from llmc.ops.tensor import cast, compute, dtype_of, shape_of, simplify, take_slice
+from llmc.tvm_shim import Expr, relax, te, tirx
 
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _coordinates(mode: str, n: int, length: int, scale: float, roi: tuple[float, float]) -> np.ndarray:
-    """Where in the input, whose extent is n, each of `length` output places lies."""
-    out, width = np.arange(length, dtype=np.float64), scale * n  # as wide as scales say, the fraction included
+def _f64(value: float | Any) -> Any:
+    """A number, or an integer expression, in float64."""
+    return te.const(float(value), "float64") if isinstance(value, (int, float)) else value.astype("float64")
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """The attributes that say where taps lie and what they weigh."""
+
+    kind: str  # nearest, linear or cubic
+    place: str
+    rounding: str
+    cubic: float
+    antialias: bool
+    exclude_outside: bool
+
+    @property
+    def crops(self) -> bool:
+        return self.place == "tf_crop_and_resize"
+
+    @property
+    def support(self) -> int:
+        return 1 if self.kind == "linear" else 2
+
+
+def _mode(ctx: Context) -> _Mode:
+    old = ctx.node.version < 11
+    return _Mode(
+        _text(ctx.attr("mode", "nearest")),
+        _text(ctx.attr("coordinate_transformation_mode", "asymmetric" if old else "half_pixel")),
+        _text(ctx.attr("nearest_mode", "floor" if old else "round_prefer_floor")),
+        float(ctx.attr("cubic_coeff_a", -0.75)),
+        bool(ctx.attr("antialias", 0)),
+        bool(ctx.attr("exclude_outside", 0)),
+    )
+
+
+# -- where the taps of an output place lie ------------------------------------------------------------------------
+def _coordinate(mode: str, i: Any, n: Any, length: Any, scale: Any, roi: tuple[Any, Any]) -> Any:
+    """Where in the input, whose extent is n, the i-th of `length` output places lies; all in float64."""
+    half, one, zero = _f64(0.5), _f64(1.0), _f64(0.0)
+    width = scale * n  # as wide as scales say, the fraction included
     match mode:
         case "half_pixel":
-            return (out + 0.5) / scale - 0.5
+            return (i + half) / scale - half
         case "half_pixel_symmetric":
-            adjusted = length / (scale * n)
-            return n / 2 * (1 - adjusted) + (out + 0.5) / scale - 0.5
+            return n * half * (one - length / width) + (i + half) / scale - half
         case "pytorch_half_pixel":
-            return (out + 0.5) / scale - 0.5 if length > 1 else np.zeros(length)
+            return select(length > one, (i + half) / scale - half, zero)
         case "align_corners":
-            return out * (n - 1) / (width - 1) if width != 1 else np.zeros(length)
+            return select(width != one, i * (n - one) / (width - one), zero)
         case "tf_crop_and_resize":
-            first, span = roi[0] * (n - 1), (roi[1] - roi[0]) * (n - 1)
-            return first + out * span / (width - 1) if width != 1 else np.full(length, np.mean(roi) * (n - 1))
+            first, last = roi[0] * (n - one), roi[1] * (n - one)
+            return select(width != one, first + i * (last - first) / (width - one), (first + last) * half)
         case _:  # asymmetric
-            return out / scale
+            return i / scale
 
 
-def _nearest(mode: str, x: np.ndarray) -> np.ndarray:
+def _nearest(mode: str, x: Any) -> Any:
     match mode:
         case "floor":
-            return np.floor(x)
+            return te.floor(x)
         case "ceil":
-            return np.ceil(x)
+            return te.ceil(x)
         case "round_prefer_ceil":
-            return np.floor(x + 0.5)
+            return te.floor(x + _f64(0.5))
         case _:  # round_prefer_floor
-            return np.ceil(x - 0.5)
+            return te.ceil(x - _f64(0.5))
 
 
-def _kernel(mode: str, a: float, distance: np.ndarray) -> np.ndarray:
+def _kernel(mode: _Mode, distance: Any) -> Any:
     """Weight of a tap at that distance: a triangle, or Keys' cubic convolution."""
-    d = np.abs(distance)
-    if mode == "linear":
-        return np.maximum(1 - d, 0)
-    near = ((a + 2) * d - (a + 3)) * d * d + 1
-    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0))
+    d, a = te.abs(distance), mode.cubic
+    if mode.kind == "linear":
+        return te.max(_f64(1.0) - d, _f64(0.0))
+    near = (_f64(a + 2) * d - _f64(a + 3)) * d * d + _f64(1.0)
+    far = ((_f64(a) * d - _f64(5 * a)) * d + _f64(8 * a)) * d - _f64(4 * a)
+    return select(d <= _f64(1.0), near, select(d < _f64(2.0), far, _f64(0.0)))
 
 
-def taps(
-    ctx: Context, n: int, length: int, scale: float, roi: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(places, weights), both [length, taps], and [length]: out[i] = sum of weights[i, t] * x[places[i, t]], or the
-    extrapolation value where the last is true."""
-    mode, old = _text(ctx.attr("mode", "nearest")), ctx.node.version < 11
-    where = _text(ctx.attr("coordinate_transformation_mode", "asymmetric" if old else "half_pixel"))
-    x = _coordinates(where, n, length, scale, roi)
-    beyond = ((x < 0) | (x > n - 1)) & (where == "tf_crop_and_resize")
-    if mode == "nearest":
-        places = _nearest(_text(ctx.attr("nearest_mode", "floor" if old else "round_prefer_floor")), x)[:, None]
-        return np.clip(places, 0, n - 1).astype(np.int64), np.ones((length, 1)), beyond
-    shrink = min(scale, 1.0) if ctx.attr("antialias", 0) else 1.0
-    reach = math.ceil((1 if mode == "linear" else 2) / shrink)
-    places = np.floor(x)[:, None] + np.arange(1 - reach, reach + 1)
-    weights = _kernel(mode, float(ctx.attr("cubic_coeff_a", -0.75)), (places - x[:, None]) * shrink)
-    inside = (places >= 0) & (places <= n - 1)
-    if ctx.attr("exclude_outside", 0):
-        weights = np.where(inside, weights, 0)
-    weights = weights / weights.sum(1, keepdims=True)
-    return np.clip(places, 0, n - 1).astype(np.int64), weights, beyond
+def _taps(
+    ctx: Context, mode: _Mode, k: int, n: Dim, length: Dim, reach: Dim, scales: Expr, roi: list[Expr]
+) -> list[Expr]:
+    """Tables of the k-th resized axis: places [length, taps], weights of the same shape unless the nearest is taken,
+    and for a crop int8 [length], which says where the extrapolation value stands."""
+    nearest = mode.kind == "nearest"
+
+    def body(scales: Any, roi: list[Any], n: Any, length: Any, reach: Any) -> Any:
+        scale, high, zero = scales(i64(k)), _f64(n) - _f64(1.0), _f64(0.0)
+        window = (roi[0](i64(k)), roi[1](i64(k))) if roi else (zero, zero)
+        shrink = te.min(scale, _f64(1.0)) if mode.antialias else _f64(1.0)
+        shape = (length, 1 if nearest else reach * 2)
+
+        def at(i: Any) -> Any:
+            return _coordinate(mode.place, _f64(i), _f64(n), _f64(length), scale, window)
+
+        def tap(i: Any, t: Any) -> Any:
+            return _nearest(mode.rounding, at(i)) if nearest else te.floor(at(i)) + _f64(t + 1 - reach)
+
+        def place(i: Any, t: Any) -> Any:
+            return te.max(te.max(te.min(tap(i, t), high), zero).astype("int64"), i64(0))
+
+        def weight(i: Any, t: Any) -> Any:
+            value, inside = _kernel(mode, (tap(i, t) - at(i)) * shrink), (tap(i, t) >= zero, tap(i, t) <= high)
+            return select(tirx.all(*inside), value, zero) if mode.exclude_outside else value
+
+        def outside(i: Any) -> Any:
+            return select(tirx.any(at(i) < zero, at(i) > high), te.const(1, "int8"), te.const(0, "int8"))
+
+        tables = [te.compute(shape, place, name="places")]
+        if not nearest:
+            raw, r = te.compute(shape, weight, name="raw"), te.reduce_axis((0, shape[1]), "r")
+            total = te.compute((length,), lambda i: te.sum(raw(i, r), axis=r), name="total")
+            tables.append(te.compute(shape, lambda i, t: raw(i, t) / total(i), name="weights"))
+        if mode.crops:
+            tables.append(te.compute((length,), outside, name="outside"))
+        return tables if len(tables) > 1 else tables[0]
+
+    made, count = compute(ctx, "taps", body, scales, roi, n, length, reach), 1 + (not nearest) + mode.crops
+    return [ctx.emit(relax.TupleGetItem(made, i)) for i in range(count)] if count > 1 else [made]
 
 
+# -- scales and extents -------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Scales:
+    """One scale for each resized axis: a float64 tensor, and the numbers where these are known."""
+
+    tensor: Expr
+    known: list[float] | None
+
+    @classmethod
+    def of(cls, ctx: Context, values: np.ndarray) -> _Scales:
+        return cls(ctx.literal(values, "float64"), [float(v) for v in values.reshape(-1)])
+
+
+def _scales_and_lengths(ctx: Context, axes: list[int], old: bool) -> tuple[_Scales, list[Dim]]:
+    """Scales and output extents of the resized axes, from sizes or scales, whichever there are."""
+    dims, at = [ctx.shape()[a] for a in axes], 1 if old else 2
+    if ctx.has(3):
+        ctx.unify(ctx.shape(3)[0], len(axes))
+        sizes, policy = ctx.extents(3), _text(ctx.attr("keep_aspect_ratio_policy", "stretch"))
+        scales = _ratios(ctx, sizes, dims, policy)
+        return scales, sizes if policy == "stretch" else _lengths(ctx, dims, scales, 0.5)
+    if ctx.attr("scales"):
+        scales = _Scales.of(ctx, np.asarray(ctx.attr("scales")))
+    elif not ctx.has(at) or ctx.shape(at) == (0,):
+        ctx.fail("it has neither scales nor sizes")
+    else:
+        ctx.unify(ctx.shape(at)[0], len(axes))
+        given = ctx.const(at)
+        scales = _Scales(cast(ctx, ctx.x(at), "float64"), None) if given is None else _Scales.of(ctx, given)
+    return scales, _lengths(ctx, dims, scales, 0.0)
+
+
+def _ratios(ctx: Context, sizes: list[Dim], dims: list[Dim], policy: str) -> _Scales:
+    """sizes / dims; the smallest or largest of these for all axes, where the aspect ratio is to be kept."""
+    pick = {"not_larger": min, "not_smaller": max}.get(policy)
+    pairs = list(zip(sizes, dims, strict=True))
+    if all(isinstance(d, int) for d in (*sizes, *dims)):
+        known = [int(s) / int(d) for s, d in pairs]
+        return _Scales.of(ctx, np.array(known if pick is None else [pick(known)] * len(known)))
+
+    def body(sizes: list[Any], dims: list[Any]) -> Any:
+        ratios = [_f64(s) / _f64(d) for s, d in zip(sizes, dims, strict=True)]
+        if pick is not None:
+            ratios = [reduce(te.min if policy == "not_larger" else te.max, ratios)] * len(ratios)
+        return tabled("ratios", ratios)
+
+    return _Scales(compute(ctx, "ratios", body, sizes, dims), None)
+
+
+def _lengths(ctx: Context, dims: list[Dim], scales: _Scales, rounding: float) -> list[Dim]:
+    """dims * scales + rounding, the fraction dropped."""
+    if scales.known is not None and (not rounding or all(isinstance(d, int) for d in dims)):
+        return [_scaled(d, s, rounding) for d, s in zip(dims, scales.known, strict=True)]
+
+    def body(scales: Any, dims: list[Any]) -> Any:
+        wide = [_f64(d) * scales(i64(k)) + _f64(rounding) for k, d in enumerate(dims)]
+        return tabled("lengths", [te.max(te.min(te.floor(w), _f64(2.0**31)), _f64(0.0)).astype("int64") for w in wide])
+
+    return ctx.bounded(compute(ctx, "lengths", body, scales.tensor, dims), len(dims))
+
+
+def _scaled(dim: Dim, scale: float, rounding: float) -> Dim:
+    if isinstance(dim, int):
+        return math.floor(dim * scale + rounding)
+    exact = Fraction(scale)  # a symbol times a float is no dimension, but times a ratio of integers
+    return simplify(dim * exact.numerator // exact.denominator)
+
+
+def _reach(ctx: Context, mode: _Mode, scales: _Scales, k: int) -> Dim:
+    """How many taps there are on each side of a place: more where antialiasing makes the kernel wider."""
+    if mode.kind == "nearest":
+        return 0
+    if not mode.antialias:
+        return mode.support
+    if scales.known is not None:
+        return math.ceil(mode.support / min(scales.known[k], 1.0))
+
+    def body(scales: Any) -> Any:
+        least = te.max(te.min(scales(i64(k)), _f64(1.0)), _f64(2.0**-20))
+        return tabled("reach", [te.ceil(_f64(mode.support) / least).astype("int64")])
+
+    return ctx.measured(compute(ctx, "reach", body, scales.tensor), 1)[0]
+
+
+# -- the operator -------------------------------------------------------------------------------------------------
 def _resize(ctx: Context) -> Expr:
     """Inputs X, roi, scales, sizes; before opset 11 X, scales; before 9 X alone, and scales are an attribute."""
-    x, rank = ctx.x(), ctx.rank()
+    x, rank, mode, old = ctx.x(), ctx.rank(), _mode(ctx), ctx.node.version < 11
     axes = [ctx.axis(int(a), rank) for a in ctx.attr("axes") or range(rank)]
-    at = 1 if ctx.node.version < 11 else 2
-    scales = np.asarray(ctx.attr("scales")) if ctx.attr("scales") else ctx.const(at) if ctx.has(at) else None
-    sizes = ctx.ints(3) if ctx.has(3) else None
-    if sizes is None and (scales is None or not scales.size):
-        ctx.fail("scales or sizes must be constant")
-    roi = ctx.const(1) if at == 2 and ctx.has(1) else None
-    for k, axis in enumerate(axes):
-        n = shape_of(x)[axis]
-        if sizes is None and scales is not None and float(scales[k]) == 1 and not (roi is not None and roi.size):
-            continue
-        if not isinstance(n, int):
-            ctx.fail(f"axis {axis} of symbolic extent is resized")
-        factor, length = _factor(ctx, axes, k, scales, sizes)
-        window = (float(roi[k]), float(roi[k + len(axes)])) if roi is not None and roi.size else (0.0, 1.0)
-        x = _interpolate(ctx, x, axis, *taps(ctx, n, length, factor, window))
+    scales, lengths = _scales_and_lengths(ctx, axes, old)
+    roi: list[Expr] = []
+    if mode.crops and not old:
+        window = cast(ctx, ctx.x(1), "float64")
+        roi = [take_slice(ctx, window, 0, first, len(axes)) for first in (0, len(axes))]
+    for k, (axis, length) in enumerate(zip(axes, lengths, strict=True)):
+        if scales.known is None or scales.known[k] != 1 or roi:
+            tables = _taps(ctx, mode, k, ctx.shape()[axis], length, _reach(ctx, mode, scales, k), scales.tensor, roi)
+            x = _interpolate(ctx, mode, x, axis, length, tables)
     return x
 
 
-def _factor(ctx: Context, axes: list[int], k: int, scales: Any, sizes: list[int] | None) -> tuple[float, int]:
-    """(scale, output extent) of the k-th resized axis."""
-    if sizes is None:
-        return float(scales[k]), math.floor(int(ctx.shape()[axes[k]]) * float(scales[k]))
-    dims = [int(ctx.shape()[a]) for a in axes]
-    policy = _text(ctx.attr("keep_aspect_ratio_policy", "stretch"))
-    if policy == "stretch":
-        return sizes[k] / dims[k], sizes[k]
-    ratios = [s / d for s, d in zip(sizes, dims, strict=True)]
-    ratio = min(ratios) if policy == "not_larger" else max(ratios)
-    return ratio, math.floor(dims[k] * ratio + 0.5)
-
-
-def _interpolate(ctx: Context, x: Expr, axis: int, places: np.ndarray, weights: np.ndarray, beyond: np.ndarray) -> Expr:
-    dtype = str(x.ty.dtype)
+def _interpolate(ctx: Context, mode: _Mode, x: Expr, axis: int, length: Dim, tables: list[Expr]) -> Expr:
+    """The weighted sum of the taps along one axis, whose extent becomes `length`."""
+    dtype = dtype_of(x)
     work = dtype if dtype in ("float32", "float64") else "float32"
-    count = places.shape[1]
+    count = shape_of(tables[0])[1]
+    weights = [cast(ctx, tables[1], work)] if mode.kind != "nearest" else []
+    beyond = te.const(float(ctx.attr("extrapolation_value", 0.0)), dtype)
 
-    outside = te.const(float(ctx.attr("extrapolation_value", 0.0)), dtype)
+    def body(t: Any, places: Any, weights: list[Any], masks: list[Any], out: list[Any], count: Any) -> Any:
+        def tap(i: Any, k: Any) -> Any:
+            value = t(*i[:axis], places(i[axis], k), *i[axis + 1 :])
+            return value.astype(work) * weights[0](i[axis], k) if weights else value
 
-    def body(t: Any, p: Any, w: Any, masks: list[Any], out: list[Any]) -> Any:
-        def element(*i: Any) -> Any:
-            value = inside(*i)
-            return select(masks[0](i[axis]) != te.const(0, "int8"), outside, value) if masks else value
+        def finish(i: Any, value: Any) -> Any:
+            value = value.astype(dtype)
+            return select(masks[0](i[axis]) != te.const(0, "int8"), beyond, value) if masks else value
 
-        def inside(*i: Any) -> Any:
-            def tap(k: Any) -> Any:
-                return t(*i[:axis], p(i[axis], k), *i[axis + 1 :])
-
-            if count == 1:
-                return tap(0)
-            total = te.const(0, work)
-            for k in range(count):
-                total = total + tap(k).astype(work) * w(i[axis], k)
-            return total.astype(dtype)
-
-        return te.compute(out, element, name="resize")
+        if isinstance(count, (int, tirx.IntImm)):
+            return te.compute(
+                out, lambda *i: finish(i, reduce(add, (tap(i, i64(k)) for k in range(int(count))))), name="resize"
+            )
+        r = te.reduce_axis((0, count), "r")
+        total = te.compute(out, lambda *i: te.sum(tap(i, r), axis=r), name="taps")
+        return te.compute(out, lambda *i: finish(i, total(*i)), name="resize")
 
     shape = [*shape_of(x)]
-    shape[axis] = places.shape[0]
-    masks = [ctx.literal(beyond.astype(np.int8), "int8")] if beyond.any() else []
-    return compute(ctx, "resize", body, x, ctx.literal(places, "int64"), ctx.literal(weights, work), masks, shape)
+    shape[axis] = length
+    masks = tables[-1:] if mode.crops else []
+    return compute(ctx, "resize", body, x, tables[0], weights, masks, shape, count)
 
 
 RULES: dict[str, Rule] = {"Resize": _resize, "Upsample": _resize}

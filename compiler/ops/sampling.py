@@ -1,4 +1,5 @@
-"""Operators that read an image between its pixels: GridSample, RoiAlign, MaxRoiPool, DeformConv.
+"""Operators that read an image between its pixels, or say where: GridSample, AffineGrid,
+RoiAlign, MaxRoiPool, DeformConv.
 
 Places are floating-point numbers that the data decides; whatever they are, only pixels of the image are read.
 """
@@ -23,6 +24,10 @@ Pixel = Callable[[Sequence[Any]], Any]
 
 def f32(value: float) -> Any:
     return te.const(value, "float32")
+
+
+def _float(size: Any) -> Any:
+    return f32(size) if isinstance(size, int) else size.astype("float32")
 
 
 def _text(value: str | bytes) -> str:
@@ -92,7 +97,7 @@ def _grid_sample(ctx: Context) -> Expr:
     rank = len(sizes)
 
     def body(x: Any, grid: Any, out: list[Any], sizes: list[Any]) -> Any:
-        extents = [d.astype("float32") if not isinstance(d, int) else f32(d) for d in sizes]
+        extents = [_float(d) for d in sizes]
         low = [f32(0.0 if corners else -0.5)] * rank
         high = [e - f32(1.0 if corners else 0.5) for e in extents]
 
@@ -124,6 +129,30 @@ def _grid_sample(ctx: Context) -> Expr:
         return te.compute(out, element, name="grid_sample")
 
     return compute(ctx, "grid_sample", body, ctx.x(0), ctx.x(1), [n, c, *ctx.shape(1)[1:-1]], list(sizes))
+
+
+def _affine_grid(ctx: Context) -> Expr:
+    """theta [N, D, D + 1] and size [N, C, out...] to the places [N, out..., D] that GridSample reads: each output place
+    moved by theta."""
+    sizes, corners, dtype = ctx.extents(1)[2:], bool(ctx.attr("align_corners", 0)), ctx.dtype()
+    rank = len(sizes)
+
+    def body(theta: Any, out: list[Any]) -> Any:
+        def place(d: int, i: Any) -> Any:
+            """From -1 to 1 along the d-th of the output's dimensions, between its corners or its pixels' edges."""
+            at, extent = i.astype("float32"), _float(out[1 + d])
+            if corners:
+                return at * f32(2) / te.max(extent - f32(1), f32(1)) - f32(1)
+            return (at * f32(2) + f32(1)) / extent - f32(1)
+
+        def element(b: Any, *i: Any) -> Any:
+            row = [theta(b, i[-1], te.const(c, "int64")).astype("float32") for c in range(rank + 1)]
+            moved = [row[c] * place(rank - 1 - c, i[rank - 1 - c]) for c in range(rank)]
+            return reduce(lambda a, b: a + b, moved, row[rank]).astype(dtype)
+
+        return te.compute(out, element, name="affine_grid")
+
+    return compute(ctx, "affine_grid", body, ctx.x(0), [ctx.shape()[0], *sizes, rank])
 
 
 # -- DeformConv -------------------------------------------------------------------------------------------------
@@ -251,6 +280,7 @@ def _max_roi_pool(ctx: Context) -> Expr:
 
 RULES: dict[str, Rule] = {
     "GridSample": _grid_sample,
+    "AffineGrid": _affine_grid,
     "DeformConv": _deform_conv,
     "RoiAlign": _roi_align,
     "MaxRoiPool": _max_roi_pool,

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from llmc.graph import Dim, same_dim
+from llmc.ops.axes_data import count_of, entries, flat, spread, squeezed_extents, unsqueezed_extents
 from llmc.ops.context import Context, Rule
+from llmc.ops.equal_dims import quotient
 from llmc.ops.scalar import select
-from llmc.ops.shape_data import padded_extents, slice_of_data
+from llmc.ops.shape_data import padded_extents, slice_of_data, split_extents, tabled
 from llmc.ops.tensor import (
     broadcast_shape,
     broadcast_to,
@@ -33,6 +35,8 @@ from llmc.ops.tensor import (
 )
 from llmc.tvm_shim import Expr, relax, te, tirx
 
+THE_END = 10**9  # a slice's end from which on it means the dimension's: exporters write 2^63 - 1, 2^31 - 1, or this
+
 
 def axes_of(ctx: Context, i: int, rank: int) -> list[int] | None:
     """The axes of a node, an attribute in old opsets and input `i` in new ones; None where there are none."""
@@ -48,8 +52,7 @@ def _reshape(ctx: Context) -> Expr:
     if not ctx.attr("allowzero", 0):
         new = [old[i] if isinstance(d, int) and d == 0 else d for i, d in enumerate(new)]
     if any(isinstance(d, int) and d == -1 for d in new):
-        known = product(d for d in new if not (isinstance(d, int) and d == -1))
-        rest = simplify(product(old) // known)
+        rest = quotient(old, [d for d in new if not (isinstance(d, int) and d == -1)])
         new = [rest if isinstance(d, int) and d == -1 else d for d in new]
     else:
         ctx.unify(product(old), product(new))
@@ -57,10 +60,8 @@ def _reshape(ctx: Context) -> Expr:
 
 
 def _resolved_shape(ctx: Context) -> list[Dim]:
-    """A new shape that is known at run time alone, with its 0 and -1 replaced."""
-    old, count = ctx.shape(), ctx.shape(1)[0]
-    if not isinstance(count, int):
-        ctx.fail("the result's rank is known at run time only")
+    """A new shape that is known at run time alone, with its 0 and -1 replaced; it has to hold all elements."""
+    old, count = ctx.shape(), count_of(ctx, 1)
     kept = min(count, len(old)) if not ctx.attr("allowzero", 0) else 0
 
     def body(given: Any, old: list[Any], total: Any) -> Any:
@@ -72,13 +73,10 @@ def _resolved_shape(ctx: Context) -> list[Dim]:
         known = reduce(lambda a, d: a * select(d < 0, te.const(1, "int64"), d), sizes, te.const(1, "int64"))
         rest = te.floordiv(te.const(1, "int64") * total, te.max(known, te.const(1, "int64")))
 
-        def element(i: Any) -> Any:
-            size = reduce(lambda other, n: select(i == n, sizes[n], other), range(1, count), sizes[0])
-            return select(size < 0, rest, size)
+        sizes = [select(size < 0, rest, size) for size in sizes]
+        return tabled("new_shape", [*sizes, reduce(lambda n, d: n * d, sizes, te.const(1, "int64"))])
 
-        return te.compute((count,), element, name="new_shape")
-
-    return ctx.measured(compute(ctx, "new_shape", body, ctx.x(1), list(old), product(old)), count)
+    return ctx.bounded(compute(ctx, "new_shape", body, ctx.x(1), list(old), product(old)), count, [product(old)])
 
 
 def _flatten(ctx: Context) -> Expr:
@@ -89,6 +87,9 @@ def _flatten(ctx: Context) -> Expr:
 
 def _squeeze(ctx: Context) -> Expr:
     shape = ctx.shape()
+    if ctx.has(1) and ctx.const(1) is None:
+        left = len(shape) - count_of(ctx, 1)
+        return reshape(ctx, ctx.x(), squeezed_extents(ctx, ctx.x(), ctx.x(1), left))
     axes = axes_of(ctx, 1, len(shape))
     if axes is None:
         axes = [i for i, d in enumerate(shape) if isinstance(d, int) and d == 1]
@@ -98,6 +99,9 @@ def _squeeze(ctx: Context) -> Expr:
 
 
 def _unsqueeze(ctx: Context) -> Expr:
+    if ctx.has(1) and ctx.const(1) is None:
+        rank = ctx.rank() + count_of(ctx, 1)
+        return reshape(ctx, ctx.x(), unsqueezed_extents(ctx, ctx.x(), ctx.x(1), rank))
     given = ctx.ints(1) if ctx.has(1) else list(ctx.attr("axes"))
     rank = ctx.rank() + len(given)
     axes, rest = {ctx.axis(int(a), rank) for a in given}, iter(ctx.shape())
@@ -137,6 +141,7 @@ def _expand(ctx: Context) -> Expr:
 
 
 def _tile(ctx: Context) -> Expr:
+    ctx.unify(product(ctx.shape(1)), ctx.rank())
     repeats, shape = ctx.extents(1), ctx.shape()
 
     def body(x: Any, out: list[Any], sizes: list[Any]) -> Any:
@@ -154,7 +159,11 @@ def _split(ctx: Context) -> tuple[Expr, ...]:
     axis = ctx.axis(int(ctx.attr("axis", 0)), ctx.rank())
     dim, count = ctx.shape()[axis], len(ctx.node.outputs)
     sizes: Sequence[Dim]
-    if ctx.has(1):
+    data = ctx.has(1) and ctx.value(1) is None
+    if data:
+        ctx.unify(ctx.shape(1)[0], count)
+        sizes = split_extents(ctx, ctx.x(1), dim, count)
+    elif ctx.has(1):
         sizes = ctx.dims(1)
     elif ctx.attr("split"):
         sizes = [int(s) for s in ctx.attr("split")]
@@ -167,7 +176,8 @@ def _split(ctx: Context) -> tuple[Expr, ...]:
     for s in sizes:
         starts.append(total)
         total = simplify(total + s)
-    ctx.unify(total, dim)
+    if not data:
+        ctx.unify(total, dim)
     return tuple(take_slice(ctx, ctx.x(), axis, b, s) for b, s in zip(starts, sizes, strict=True))
 
 
@@ -181,7 +191,7 @@ def _slice_range(dim: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
             return simplify(bound)
         if isinstance(dim, int):
             return min(max(bound + dim if bound < 0 else bound, low), high)  # type: ignore[type-var, return-value]
-        if bound >= 2**31 - 1:
+        if bound >= THE_END:
             return high
         if bound <= -(2**31) + 1:
             return low
@@ -201,11 +211,10 @@ def _slice(ctx: Context) -> Expr:
         starts, ends = ([int(v) for v in ctx.attr(a)] for a in ("starts", "ends"))
         given = ctx.attr("axes")
     else:
-        given = ctx.ints(3) if ctx.has(3) else None
-        if ctx.value(1) is None or ctx.value(2) is None:
-            axes = [ctx.axis(int(a), rank) for a in given or range(int(ctx.shape(1)[0]))]
-            return slice_of_data(ctx, x, ctx.x(1), ctx.x(2), axes, ctx.ints(4) if ctx.has(4) else [1] * len(axes))
-        starts, ends = ctx.dims(1), ctx.dims(2)
+        known = (ctx.value(1), ctx.value(2), *(ctx.const(i) for i in (3, 4) if ctx.has(i)))
+        if any(operand is None for operand in known):
+            return _slice_of_data(ctx)
+        starts, ends, given = ctx.dims(1), ctx.dims(2), ctx.ints(3) if ctx.has(3) else None
     axes = [ctx.axis(int(a), rank) for a in given or range(len(starts))]
     steps = ctx.ints(4) if ctx.has(4) else [1] * len(starts)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
@@ -216,15 +225,36 @@ def _slice(ctx: Context) -> Expr:
     return x
 
 
+def _slice_of_data(ctx: Context) -> Expr:
+    """A slice one of whose operands is known at run time only; where that is the axes, any axis may be sliced."""
+    x, rank = ctx.x(), ctx.rank()
+    if ctx.has(3) and ctx.const(3) is None:
+        entry = entries(ctx, ctx.x(3), rank)
+        starts, ends = spread(ctx, ctx.x(1), entry, 0), spread(ctx, ctx.x(2), entry, 2**31 - 1)
+        steps: Any = spread(ctx, ctx.x(4), entry, 1) if ctx.has(4) else [1] * rank
+        return slice_of_data(ctx, x, starts, ends, list(range(rank)), steps)
+    axes = [ctx.axis(a, rank) for a in (ctx.ints(3) if ctx.has(3) else range(count_of(ctx, 1)))]
+    for i in (i for i in (1, 2, 4) if ctx.has(i)):
+        ctx.unify(ctx.shape(i)[0], len(axes))
+    steps = [1] * len(axes) if not ctx.has(4) else ctx.x(4) if ctx.const(4) is None else ctx.ints(4)
+    return slice_of_data(ctx, x, ctx.x(1), ctx.x(2), axes, steps)
+
+
 def _pad(ctx: Context) -> Expr:
     x, rank, shape = ctx.x(), ctx.rank(), ctx.shape()
     mode = ctx.attr("mode", "constant")
     mode = mode.decode() if isinstance(mode, bytes) else mode
-    axes = [ctx.axis(a, rank) for a in ctx.ints(3)] if ctx.has(3) else list(range(rank))
-    data = ctx.has(1) and ctx.value(1) is None  # are the pads known at run time only?
+    axes, pads = list(range(rank)), None
+    if ctx.has(1) and ctx.value(1) is None:
+        pads = reshape(ctx, ctx.x(1), [product(ctx.shape(1))])
+    if ctx.has(3) and ctx.const(3) is None:
+        pads = _pads_of_axes(ctx)
+    elif ctx.has(3):
+        axes = [ctx.axis(a, rank) for a in ctx.ints(3)]
     before: list[Dim] = [0] * rank
-    if data:
-        out = padded_extents(ctx, x, ctx.x(1), axes)
+    if pads is not None:  # known at run time only
+        ctx.unify(shape_of(pads)[0], 2 * len(axes))
+        out = padded_extents(ctx, x, pads, axes)
     else:
         given = ctx.dims(1) if ctx.has(1) else list(ctx.attr("pads"))
         out = list(shape)
@@ -255,21 +285,29 @@ def _pad(ctx: Context) -> Expr:
 
         return te.compute(out, element, name="pad")
 
-    return compute(ctx, "pad", body, x, value, out, before, list(shape), [ctx.x(1)] if data else [])
+    return compute(ctx, "pad", body, x, value, out, before, list(shape), [] if pads is None else [pads])
+
+
+def _pads_of_axes(ctx: Context) -> Expr:
+    """int64 [2 * rank]: pads before and behind every axis, where only the run knows which axes they are of."""
+    count, entry = simplify(product(ctx.shape(1)) // 2), entries(ctx, ctx.x(3), ctx.rank())
+    ends = [spread(ctx, take_slice(ctx, ctx.x(1), 0, first, count), entry, 0) for first in (0, count)]
+    return concat(ctx, ends, 0)
 
 
 def _trilu(ctx: Context) -> Expr:
-    k = ctx.dims(1)[0] if ctx.has(1) else 0
+    data = [flat(ctx, ctx.x(1))] if ctx.has(1) and ctx.value(1) is None else []
+    k = ctx.dims(1)[0] if ctx.has(1) and not data else 0
     upper, zero = ctx.attr("upper", 1), te.const(0, ctx.dtype())
 
-    def body(x: Any, out: list[Any], offset: Any) -> Any:
+    def body(x: Any, out: list[Any], offset: Any, data: list[Any]) -> Any:
         def element(*i: Any) -> Any:
-            distance = i[-1] - i[-2]
-            return select(distance >= offset if upper else distance <= offset, x(*i), zero)
+            distance, least = i[-1] - i[-2], data[0](te.const(0, "int64")) if data else offset
+            return select(distance >= least if upper else distance <= least, x(*i), zero)
 
         return te.compute(out, element, name="trilu")
 
-    return compute(ctx, "trilu", body, ctx.x(), list(ctx.shape()), k)
+    return compute(ctx, "trilu", body, ctx.x(), list(ctx.shape()), k, data)
 
 
 # -- made from shapes -------------------------------------------------------------------------------------------
@@ -299,12 +337,10 @@ def _range(ctx: Context) -> Expr:
         a, b, d = (n.reshape(-1)[0] for n in numbers)  # type: ignore[union-attr]
         count: Dim = max(math.ceil((float(b) - float(a)) / float(d)), 0)
         first, step = a.item(), d.item()
-    elif any(ctx.value(i) is None for i in range(3)):
+    elif any(ctx.value(i) is None for i in (0, 1)) or ctx.const(2) is None:
         return _range_of_data(ctx)
     else:
-        first, (limit,), (step,) = ctx.dims(0)[0], ctx.dims(1), ctx.dims(2)
-        if not isinstance(step, int):
-            ctx.fail("Range with a symbolic step")
+        first, (limit,), (step,) = ctx.dims(0)[0], ctx.dims(1), ctx.ints(2)
         count = simplify((limit - first + (step - 1 if step > 0 else step + 1)) // step)
     dtype = ctx.dtype()
 
@@ -326,7 +362,7 @@ def _range_of_data(ctx: Context) -> Expr:
         count = te.ceil((limit.astype("float64") - first.astype("float64")) / step.astype("float64"))
         return te.max(count, te.const(0, "float64")).astype("int64")
 
-    (count,) = ctx.measured(reshape(ctx, elementwise(ctx, "length", length, *numbers), [1]), 1)
+    (count,) = ctx.bounded(reshape(ctx, elementwise(ctx, "length", length, *numbers), [1]), 1)
 
     def body(first: Any, step: Any, out: list[Any]) -> Any:
         return te.compute(out, lambda i: first() + i.astype(dtype) * step(), name="range")

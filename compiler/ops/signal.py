@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from llmc.graph import Dim
+from llmc.ops.axes_data import around, with_extent
 from llmc.ops.context import Context, Rule
 from llmc.ops.elementwise import onnx_dtype
 from llmc.ops.scalar import select
-from llmc.ops.tensor import compute, simplify
+from llmc.ops.tensor import cast, compute, reshape, shape_of, simplify
 from llmc.tvm_shim import Expr, te, tirx
 
 
@@ -29,23 +28,28 @@ def _wide(n: Any) -> Any:
     return te.const(n, "float64") if isinstance(n, int) else n.astype("float64")
 
 
-def _length(ctx: Context, i: int, default: Dim) -> Dim:
-    return ctx.dims(i)[0] if ctx.has(i) else default
-
-
 def _dft(ctx: Context) -> Expr:
     """[..., L, ..., 1 or 2] to [..., n, ..., 2], or ..., 1] where real numbers come back; the last axis holds real and
     imaginary parts. The axis is an attribute before opset 20, then an input."""
-    rank = ctx.rank()
-    given = ctx.ints(2)[0] if ctx.has(2) else int(ctx.attr("axis", 1 if ctx.node.version < 20 else -2))
-    axis, parts = ctx.axis(given, rank), int(ctx.shape()[-1])
+    shape, parts = list(ctx.shape()), int(ctx.shape()[-1])
+    if not ctx.has(2) or ctx.const(2) is not None:
+        given = ctx.ints(2)[0] if ctx.has(2) else int(ctx.attr("axis", 1 if ctx.node.version < 20 else -2))
+        return _transform(ctx, ctx.x(), ctx.axis(given, ctx.rank()))
+    before, have, behind = around(ctx, ctx.x(2), shape)
+    x = reshape(ctx, ctx.x(), [before, have, simplify(behind // parts), parts])
+    y = _transform(ctx, x, 1)
+    return reshape(ctx, y, [*with_extent(ctx, ctx.x(2), shape, shape_of(y)[1])[:-1], shape_of(y)[-1]])
+
+
+def _transform(ctx: Context, x: Expr, axis: int) -> Expr:
+    """The node's transform along an axis of x."""
     inverse, onesided = bool(ctx.attr("inverse", 0)), bool(ctx.attr("onesided", 0))
-    have = ctx.shape()[axis]
-    n = _length(ctx, 1, simplify(2 * (have - 1)) if inverse and onesided else have)
+    have, parts = shape_of(x)[axis], int(shape_of(x)[-1])
+    n = ctx.extents(1)[0] if ctx.has(1) else simplify(2 * (have - 1)) if inverse and onesided else have
     bins = simplify(n // 2 + 1)
     real = inverse and onesided  # the input's other half is the conjugate of the one that is there
     used = min_dim(have, bins if real else n)
-    shape = list(ctx.shape())
+    shape = list(shape_of(x))
     shape[axis], shape[-1] = (bins if onesided and not inverse else n), (1 if real else 2)
     dtype = ctx.dtype()
 
@@ -70,7 +74,7 @@ def _dft(ctx: Context) -> Expr:
         scale = _wide(n) if inverse else te.const(1, "float64")
         return te.compute(out, lambda *i: (total(*i) / scale).astype(dtype), name="scaled")
 
-    return compute(ctx, "dft", body, ctx.x(), shape, n, used, bins)
+    return compute(ctx, "dft", body, x, shape, n, used, bins)
 
 
 def min_dim(a: Dim, b: Dim) -> Dim:
@@ -80,20 +84,25 @@ def min_dim(a: Dim, b: Dim) -> Dim:
 def _stft(ctx: Context) -> Expr:
     """signal [B, L, 1 or 2], step, window, frame length: [B, frames, bins, 2]."""
     batch, length, parts = ctx.shape()
-    (step,) = ctx.ints(1)
-    frame = _length(ctx, 3, ctx.shape(2)[0] if ctx.has(2) else length)
+    (step,) = ctx.extents(1)
+    frame = ctx.extents(3)[0] if ctx.has(3) else ctx.shape(2)[0] if ctx.has(2) else length
     onesided, dtype = bool(ctx.attr("onesided", 1)), ctx.dtype()
-    shape = [batch, simplify((length - frame) // step + 1), simplify(frame // 2 + 1) if onesided else frame, 2]
+    frames = (length - frame) // (step if isinstance(step, int) else te.max(step, 1)) + 1  # no division by 0 of data
+    if not isinstance(frames, int):
+        frames = te.max(frames, 0)
+    shape = [batch, simplify(frames), simplify(frame // 2 + 1) if onesided else frame, 2]
     windows = [ctx.x(2)] if ctx.has(2) else []
 
-    def body(x: Any, windows: list[Any], out: list[Any], n: Any) -> Any:
+    def body(x: Any, windows: list[Any], out: list[Any], n: Any, step: Any) -> Any:
         cosine, sine = _turns(n)
         r = te.reduce_axis((0, n), "r")
 
         def element(b: Any, f: Any, k: Any, part: Any) -> Any:
             def read(c: int) -> Any:
                 value = x(b, f * step + r, te.const(c, "int64")).astype("float64")
-                return value * windows[0](r).astype("float64") if windows else value
+                if not windows:
+                    return value
+                return value * windows[0](te.min(r, windows[0].shape[0] - 1)).astype("float64")
 
             turn = te.floormod(k * r, n)
             c, s, real = cosine(turn), -sine(turn), read(0)
@@ -103,27 +112,40 @@ def _stft(ctx: Context) -> Expr:
         total = te.compute(out, element, name="stft")
         return te.compute(out, lambda *i: total(*i).astype(dtype), name="rounded")
 
-    return compute(ctx, "stft", body, ctx.x(), windows, shape, frame)
+    return compute(ctx, "stft", body, ctx.x(), windows, shape, frame, step)
 
 
 def _mel_weight_matrix(ctx: Context) -> Expr:
-    """[dft_length / 2 + 1, bins]: triangles that are equally wide on the mel scale. All inputs are constants."""
-    values = [ctx.const(i) for i in range(5)]
-    if any(v is None for v in values):
-        ctx.fail("its inputs must be constant")
-    bins, length, rate, low, high = (v.reshape(-1)[0].item() for v in values if v is not None)
-    first, last = (2595 * math.log10(1 + hertz / 700) for hertz in (low, high))
-    mels = np.arange(bins + 2) * ((last - first) / (bins + 2)) + first
-    edges = ((length + 1) * (700 * (10 ** (mels / 2595) - 1)) // rate).astype(np.int64)
-    weights = np.zeros((length // 2 + 1, bins))
-    for i in range(bins):
-        left, centre, right = edges[i : i + 3]
-        rising, falling = np.arange(left, centre + 1), np.arange(centre, right)
-        weights[rising, i] = (rising - left) / (centre - left) if centre > left else 1
-        if right > centre:
-            weights[falling, i] = (right - falling) / (right - centre)
+    """[dft_length / 2 + 1, bins]: triangles that are equally wide on the mel scale."""
+    (bins,), (length,) = ctx.extents(0), ctx.extents(1)
     dtype = onnx_dtype(ctx.attr("output_datatype", 1))
-    return ctx.literal(weights.astype(dtype), dtype)
+
+    def f64(value: float) -> Any:
+        return te.const(value, "float64")
+
+    def body(rate: Any, low: Any, high: Any, bins: Any, length: Any) -> Any:
+        def mel(hertz: Any) -> Any:
+            return f64(2595.0) * te.log10(f64(1.0) + hertz() / f64(700.0))
+
+        def edge(i: Any) -> Any:
+            step = (mel(high) - mel(low)) / (_wide(bins) + f64(2.0))
+            hertz = f64(700.0) * (te.power(f64(10.0), (_wide(i) * step + mel(low)) / f64(2595.0)) - f64(1.0))
+            return te.floor((_wide(length) + f64(1.0)) * hertz / rate())
+
+        edges = te.compute((bins + 2,), edge, name="edges")
+
+        def weight(j: Any, i: Any) -> Any:
+            at, left, centre, right = _wide(j), edges(i), edges(i + 1), edges(i + 2)
+            rising = select(centre > left, (at - left) / (centre - left), f64(1.0))
+            falling = (right - at) / (right - centre)
+            value = select(tirx.all(at >= centre, at < right), falling, rising)
+            inside = tirx.all(at >= left, tirx.any(at <= centre, at < right))
+            return select(inside, value, f64(0.0)).astype(dtype)
+
+        return te.compute((te.floordiv(length, 2) + 1, bins), weight, name="mel")
+
+    hertz = [cast(ctx, reshape(ctx, ctx.x(i), ()), "float64") for i in (2, 3, 4)]
+    return compute(ctx, "mel", body, *hertz, bins, length)
 
 
 RULES: dict[str, Rule] = {"DFT": _dft, "STFT": _stft, "MelWeightMatrix": _mel_weight_matrix}

@@ -14,7 +14,7 @@ import numpy as np
 from llmc.graph import Dim, as_dim, same_dim
 from llmc.ops.context import Context
 from llmc.ops.scalar import select
-from llmc.tvm_shim import Analyzer, Expr, IRBuilder, T, relax, te, tirx, tvm
+from llmc.tvm_shim import Analyzer, Expr, IRBuilder, T, relax, te, tirx, tvm, tvm_ffi
 
 
 def shape_of(x: Expr) -> tuple[Dim, ...]:
@@ -151,9 +151,18 @@ def concat(ctx: Context, xs: Sequence[Expr], axis: int) -> Expr:
         for i, (a, b) in enumerate(zip(first, shape_of(x), strict=True)):
             if i != axis:
                 ctx.unify(a, b)
+    # Dimensions may be equal for what the model's symbols can be, which Relax knows nothing of.
+    xs = [xs[0], *(reshape(ctx, x, [*first[:axis], shape_of(x)[axis], *first[axis + 1 :]]) for x in xs[1:])]
     some = [x for x in xs if not (isinstance(shape_of(x)[axis], int) and shape_of(x)[axis] == 0)]
     xs = some or xs[:1]  # TVM cannot store a constant without elements, which an empty past is
-    return xs[0] if len(xs) == 1 else ctx.emit(relax.op.concat(list(xs), axis))
+    if len(xs) == 1:
+        return xs[0]
+    y = ctx.emit(relax.op.concat(list(xs), axis))
+    # Relax says "1 + seq" where everything else says "seq + 1", and its fusion takes the two for different buffers.
+    length = shape_of(y)[axis]
+    if isinstance(length, int) or tvm_ffi.structural_equal(length, simplify(length)):
+        return y
+    return ctx.emit(relax.op.reshape(y, [simplify(d) for d in shape_of(y)]))
 
 
 def full(ctx: Context, shape: Sequence[Dim], value: float | int | bool, dtype: str) -> Expr:

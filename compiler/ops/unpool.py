@@ -48,20 +48,21 @@ def _max_unpool(ctx: Context) -> Expr:
 
 def _col2im(ctx: Context) -> Expr:
     """[N, C * taps, blocks] to [N, C, image...]: the sum of all blocks at the places that they were taken from."""
-    image, size = ctx.dims(1), ctx.ints(2)
-    rank, (n, rows, _) = len(size), ctx.shape()
+    image, size = ctx.extents(1), ctx.extents(2)
+    rank, (n, rows, columns) = len(size), ctx.shape()
     strides = [int(s) for s in ctx.attr("strides") or [1] * rank]
     dilations = [int(d) for d in ctx.attr("dilations") or [1] * rank]
     pads = [int(p) for p in ctx.attr("pads") or [0] * (2 * rank)]
-    taps = reduce(lambda a, b: a * b, size)
+    taps = product(size)
     blocks = [
         simplify((d + pads[k] + pads[k + rank] - (size[k] - 1) * dilations[k] - 1) // strides[k] + 1)
         for k, d in enumerate(image)
     ]
-    ctx.unify(ctx.shape()[2], product(blocks))
+    if ctx.value(1) is not None and ctx.value(2) is not None:
+        ctx.unify(columns, product(blocks))
     dtype = ctx.dtype()
 
-    def body(x: Any, out: list[Any], blocks: list[Any]) -> Any:
+    def body(x: Any, out: list[Any], blocks: list[Any], size: list[Any]) -> Any:
         r = [te.reduce_axis((0, k), f"r{i}") for i, k in enumerate(size)]
         tap = reduce(lambda flat, k: flat * size[k] + r[k], range(rank), te.const(0, "int64"))
 
@@ -71,12 +72,14 @@ def _col2im(ctx: Context) -> Expr:
             tests = [te.floormod(a, s) == 0 for a, s in zip(reach, strides, strict=True) if s > 1]
             tests += [t for a, d in zip(at, blocks, strict=True) for t in (a >= 0, a < d)]
             block = reduce(lambda flat, k: flat * blocks[k] + at[k], range(rank), te.const(0, "int64"))
-            value = te.if_then_else(tirx.all(*tests), x(b, c * taps + tap, block), te.const(0, dtype))
+            block = te.min(block, x.shape[2] - 1)  # data may ask for more blocks than there are
+            value = te.if_then_else(tirx.all(*tests), x(b, c * product(size) + tap, block), te.const(0, dtype))
             return te.sum(value, axis=r)
 
         return te.compute(out, element, name="col2im")
 
-    return compute(ctx, "col2im", body, ctx.x(), [n, simplify(rows // taps), *image], blocks)
+    channels = rows // taps if isinstance(taps, int) else te.floordiv(rows, te.max(taps, 1))
+    return compute(ctx, "col2im", body, ctx.x(), [n, simplify(channels), *image], blocks, size)
 
 
 RULES: dict[str, Rule] = {"MaxUnpool": _max_unpool, "Col2Im": _col2im}

@@ -53,7 +53,7 @@ def float_source(edit: Editor, name: str) -> str | None:
     """The float value behind a pair, clipped where the pair's clipping means something; None where there is none."""
     dequantize = made_by(edit, name, "DequantizeLinear")
     quantize = made_by(edit, dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
-    if quantize is None:
+    if dequantize is None or quantize is None or not _same_grid(edit, quantize, dequantize):
         return None
     dtype, x = edit.types[quantize.outputs[0]].dtype, quantize.inputs[0]
     scale = scalar(edit, quantize.inputs[1])
@@ -67,11 +67,21 @@ def float_source(edit: Editor, name: str) -> str | None:
     return _clip(edit, x, quantize, low, high)
 
 
+def _same_grid(edit: Editor, quantize: Node, dequantize: Node) -> bool:
+    """Do both have the same scale and zero point? Others scale the value, which is no rounding."""
+    scales = [scalar(edit, node.inputs[1]) for node in (quantize, dequantize)]
+    zeros = [scalar(edit, node.input(2)) if node.input(2) else 0.0 for node in (quantize, dequantize)]
+    return scales[0] == scales[1] and zeros[0] == zeros[1]
+
+
 def _may_end_in_relu(edit: Editor, name: str) -> bool:
-    """Is a value made by a layer after which models have activations: a product with weights, or a sum with one?"""
+    """Is a value made by a layer after which models have activations: a product with weights, or a sum with one?
+
+    A constant may be what is left of one.
+    """
     node = edit.producer.get(name)
     if node is None:
-        return False
+        return name in edit.constants
     if node.op == "DequantizeLinear":
         pair = made_by(edit, node.inputs[0], "QuantizeLinear")
         return pair is not None and _may_end_in_relu(edit, pair.inputs[0])

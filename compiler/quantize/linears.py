@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from llmc.graph import LLMC, Constant, Editor, Graph, Node
@@ -78,12 +80,19 @@ def _gemm(edit: Editor, weights: _Transposed, node: Node) -> None:
     if not plain or value is None or value.dtype != np.float32:
         return
     weight = w if node.attrs.get("transB", 0) else weights.of(w)
-    row = array(edit, bias) if bias else None
-    if weight is None or (bias and (row is None or row.size != edit.types[weight].shape[0])):
-        return
-    if row is not None and row.ndim != 1:
-        bias = edit.constant(f"{bias}.row", row.reshape(-1))
-    linear(edit, node, x, weight, bias=bias)
+    row = bias_row(edit, bias, weight) if weight is not None else None
+    if weight is not None and row is not None:
+        linear(edit, node, x, weight, bias=row)
+
+
+def bias_row(edit: Editor, name: str, weight: str) -> str | None:
+    """A constant with one number for each output, as a row; "" where there is none, None where it is anything else."""
+    n, value = edit.types[weight].shape[0], array(edit, name)
+    if not name:
+        return ""
+    if value is None or value.size != n or value.shape[-1:] != (n,) or value.dtype != np.float32:
+        return None
+    return name if value.ndim == 1 else edit.constant(f"{name}.row", value.reshape(-1))
 
 
 def _bias(edit: Editor, node: Node) -> None:
@@ -91,13 +100,9 @@ def _bias(edit: Editor, node: Node) -> None:
     add = only_user(edit, node.outputs[0], "Add")
     if add is None or node.inputs[2]:
         return
-    bias = other(add, node.outputs[0])
-    row = array(edit, bias)
-    n = edit.types[node.inputs[1]].shape[0]
-    if row is None or row.size != n or row.shape[-1:] != (n,) or row.dtype != np.float32:
+    bias = bias_row(edit, other(add, node.outputs[0]), node.inputs[1])
+    if bias is None:
         return
-    if row.ndim != 1:
-        bias = edit.constant(f"{bias}.row", row.reshape(-1))
     edit.remove(node)
     edit.remove(add)
     edit.add(Node("Linear", (node.inputs[0], node.inputs[1], bias, ""), add.outputs, node.attrs, LLMC, node.name, 1))
@@ -108,7 +113,11 @@ def _embedding(edit: Editor, node: Node) -> None:
     if node.attrs.get("axis", 0) != 0 or table is None or rank(edit, node.inputs[0]) != 2:
         return
     if isinstance(table, QuantizedWeight) or (table.dtype == np.float32 and table.shape[1] >= 16):
-        if edit.types[node.inputs[1]].dtype != "int64":
+        ids, type_ = node.inputs[1], edit.types[node.inputs[1]]
+        if type_.dtype not in ("int32", "int64"):
             return
+        if type_.dtype == "int32":
+            ids = edit.fresh(f"{ids}.int64")
+            edit.add(Node("Cast", (node.inputs[1],), (ids,), {"to": 7}, version=13), [replace(type_, dtype="int64")])
         edit.remove(node)
-        edit.add(Node("Embedding", node.inputs, node.outputs, {}, LLMC, node.name, 1))
+        edit.add(Node("Embedding", (node.inputs[0], ids), node.outputs, {}, LLMC, node.name, 1))

@@ -35,8 +35,12 @@ def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     memory = np.zeros(size + ALIGN, np.uint8)
-    start = -memory.ctypes.data % ALIGN
+    start = -_address(memory) % ALIGN
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])  # an array's `ctypes` takes several times as long
 
 
 def workspaces(specs: Sequence[WorkspaceSpec]) -> list[np.ndarray]:
@@ -56,7 +60,7 @@ def workspaces(specs: Sequence[WorkspaceSpec]) -> list[np.ndarray]:
 
 def aligned(array: np.ndarray) -> np.ndarray:
     """`array` itself if a kernel can read it in place, otherwise a contiguous, aligned, writable copy."""
-    if array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGN == 0:
+    if array.flags.c_contiguous and array.flags.writeable and _address(array) % ALIGN == 0:
         return array
     copy = aligned_zeros(array.shape, array.dtype)
     copy[...] = array
@@ -82,7 +86,7 @@ def to_numpy(tensor: Any, dtype: str = "") -> np.ndarray:
     """An array that shares the memory of a tensor of any dtype; `dtype` is that of what the tensor's bytes carry."""
     try:
         array = np.from_dlpack(tensor)
-        return array.view(numpy_dtype(dtype)) if dtype and array.dtype.name != dtype else array
+        return array.view(numpy_dtype(dtype)) if dtype and array.dtype != numpy_dtype(dtype) else array
     except (BufferError, RuntimeError):  # a dtype that numpy does not know
         shape, element = tuple(tensor.shape), numpy_dtype(str(tensor.dtype))
         raw = np.from_dlpack(view(tensor, "uint8", (math.prod(shape) * element.itemsize,)))

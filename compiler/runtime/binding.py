@@ -54,6 +54,8 @@ def bind(spec: FunctionSpec, inputs: Mapping[str, Any]) -> list[np.ndarray]:
 
 def _check_names(spec: FunctionSpec, inputs: Mapping[str, Any]) -> None:
     known = [wanted.name for wanted in spec.inputs]
+    if inputs.keys() == set(known):
+        return
     described = [f"{wanted.name}: {describe(wanted)}" for wanted in spec.inputs[:_SHOWN]]
     if len(known) > _SHOWN:
         described.append(f"and {len(known) - _SHOWN} more, which llmc inspect shows")

@@ -1,4 +1,7 @@
-"""Control flow that the importer opens computes what onnxruntime computes; the rest is refused with its reason."""
+"""Control flow that the importer opens computes what onnxruntime computes; the rest is refused with its reason.
+
+The loops that run in the artifact have a file of their own, `test_loops`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def graph(
         list(nodes),
         "body",
         [helper.make_tensor_value_info(name, dtype, None if dtype == FLOAT else []) for name, dtype in inputs],
-        [helper.make_tensor_value_info(o, BOOL if o == "more" else FLOAT, None) for o in outputs.split()],
+        [helper.make_tensor_value_info(o, BOOL if o.startswith("more") else FLOAT, None) for o in outputs.split()],
         [numpy_helper.from_array(v, k) for k, v in constants.items()],
     )
 
@@ -62,19 +65,11 @@ def test_branches_nest_and_give_several_outputs(tmp_path: Path, rng: np.random.G
     check(path, [{"x": x(rng), "c": np.array(c), "d": np.array(d)} for c, d in flags])
 
 
-def test_branches_of_other_shapes_are_refused(tmp_path: Path) -> None:
-    one, two = graph([node("Abs", "x", "o")], "o"), graph([node("Transpose", "x", "o")], "o")
+def test_branches_of_other_ranks_are_refused(tmp_path: Path) -> None:
+    one, two = graph([node("Abs", "x", "o")], "o"), graph([node("ReduceSum", "x", "o", keepdims=0)], "o")
     proto = model([node("If", "c", "y", then_branch=one, else_branch=two)], [X, ("c", BOOL, [])], ["y"])
-    reason = r"/y \(ai.onnx.If, opset 17\): its condition is known at run time only.*\[b, 4\].*\[4, b\]"
+    reason = r"/y \(ai.onnx.If, opset 17\): its condition is known at run time only.*\[b, 4\].*\[\]"
     with pytest.raises(UnsupportedError, match=reason):
-        import_model(saved(tmp_path, proto))
-
-
-def test_branch_that_keeps_from_dividing_by_zero_is_refused(tmp_path: Path) -> None:
-    one, two = graph([node("Div", "n k", "o")], "o"), graph([node("Identity", "n", "o")], "o")
-    inputs = [("n", INT64, []), ("k", INT64, []), ("c", BOOL, [])]
-    proto = model([node("If", "c", "y", then_branch=one, else_branch=two)], inputs, ["y"])
-    with pytest.raises(UnsupportedError, match="both of its branches are computed, but one divides integers"):
         import_model(saved(tmp_path, proto))
 
 
@@ -119,27 +114,6 @@ def test_loop_that_never_runs(tmp_path: Path, rng: np.random.Generator) -> None:
     check(path, [{"x": x(rng)}])
 
 
-@pytest.mark.parametrize(
-    ("inputs", "reason"),
-    [
-        ("n yes x", "its number of iterations is known at run time only"),
-        ("trips c x", "its condition is known at run time only"),
-        ("many yes x", "it runs more than 1024 times"),
-        ("trips yes y0", "whether it goes on is known at run time only"),
-    ],
-)
-def test_loop_of_unknown_length_is_refused(tmp_path: Path, inputs: str, reason: str) -> None:
-    stop = inputs.endswith("y0")
-    test = [node("ReduceSum", "h", "s", keepdims=0), node("Less", "s zero", "more")]
-    steps = [*(test if stop else [node("Identity", "go", "more")]), node("Tanh", "h", "h2")]
-    body = graph(steps, "more h2", COUNTER, zero=np.array(0, np.float32))
-    nodes = [node("Relu", "x", "y0"), node("Loop", inputs, "y", body=body)]
-    constants = {"trips": np.array(3), "many": np.array(10**6), "yes": np.array(True)}
-    proto = model(nodes, [X, ("n", INT64, []), ("c", BOOL, [])], ["y"], constants)
-    with pytest.raises(UnsupportedError, match=rf"/y \(ai.onnx.Loop, opset 17\): {reason}"):
-        import_model(saved(tmp_path, proto))
-
-
 # -- Scan -------------------------------------------------------------------------------------------------------
 def test_scan_is_unrolled(tmp_path: Path, rng: np.random.Generator) -> None:
     """Two inputs along different axes, one of them backwards, and outputs along another axis and backwards."""
@@ -152,14 +126,6 @@ def test_scan_is_unrolled(tmp_path: Path, rng: np.random.Generator) -> None:
     path = saved(tmp_path, model(nodes, inputs, ["y", "s", "r"]))
     p, q = (rng.standard_normal(s).astype(np.float32) for s in ((5, 3, 4), (3, 5, 4)))
     check(path, [{"x": x(rng), "p": p, "q": q}])
-
-
-def test_scan_of_symbolic_length_is_refused(tmp_path: Path) -> None:
-    body = graph([node("Add", "h a", "h2")], "h2", [("h", FLOAT), ("a", FLOAT)])
-    nodes = [node("Scan", "x p", "y", body=body, num_scan_inputs=1)]
-    proto = model(nodes, [X, ("p", FLOAT, ["s", "b", 4])], ["y"])
-    with pytest.raises(UnsupportedError, match=r"/y \(ai.onnx.Scan, opset 17\): its number of iterations, s, is a dim"):
-        import_model(saved(tmp_path, proto))
 
 
 @pytest.mark.parametrize(

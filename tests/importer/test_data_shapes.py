@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import llmc
-from llmc.errors import UnsupportedError
+from llmc.errors import InputError, UnsupportedError
 from llmc.importer import import_model
 
 
@@ -78,12 +78,85 @@ def test_constants_are_still_folded(tmp_path: Path) -> None:
     assert [node.op for node in graph.nodes] == ["Add"]
 
 
-def test_a_dimension_that_would_have_to_be_equal(tmp_path: Path) -> None:
-    nodes = [helper.make_node("NonZero", ["x"], ["places"]), helper.make_node("Add", ["places", "y"], ["z"])]
-    inputs = {"x": (TensorProto.FLOAT, [4]), "y": (TensorProto.INT64, [1, 3])}
-    path = save(tmp_path / "m.onnx", nodes, inputs, ["z"])
+def test_dimensions_that_have_to_be_equal(tmp_path: Path) -> None:
+    """A found dimension that another one, a number or another found one has to equal is that: the run looks."""
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Add", ["places", "three"], ["of a number"]),
+        helper.make_node("NonZero", ["y"], ["others"]),
+        helper.make_node("NonZero", ["z"], ["yet others"]),
+        helper.make_node("Add", ["others", "yet others"], ["of another"]),
+        helper.make_node("NonZero", ["u"], ["more"]),
+        helper.make_node("Add", ["more", "v"], ["of a symbol"]),
+    ]
+    inputs = {
+        "x": (TensorProto.FLOAT, [4]),
+        "three": (TensorProto.INT64, [3]),
+        **dict.fromkeys(("y", "z", "u"), (TensorProto.FLOAT, [4])),
+        "v": (TensorProto.INT64, ["n"]),
+    }
+    path = save(tmp_path / "m.onnx", nodes, inputs, ["of a number", "of another", "of a symbol"])
+    llmc.compile(str(path)).save(str(tmp_path / "m.llmc"))
+    model = llmc.load(str(tmp_path / "m.llmc"))
+    x, y, z = (np.array(v, np.float32) for v in ([1, 0, 1, 1], [0, 1, 1, 0], [1, 0, 0, 1]))
+    fed = {"x": x, "three": np.arange(3), "y": y, "z": z, "u": z, "v": np.arange(2)}
+    got = model(fed)
+    np.testing.assert_array_equal(got["of a number"], [[0, 3, 5]])
+    np.testing.assert_array_equal(got["of another"], [[1, 5]])
+    np.testing.assert_array_equal(got["of a symbol"], [[0, 4]])
+    for wrong in ({"x": z}, {"y": x}, {"u": x}, {"v": np.arange(3)}):
+        with pytest.raises(InputError, match=r"a size or flag that they decide is \d, where the model needs \d"):
+            model({**fed, **wrong})
+
+
+def test_what_would_have_to_equal_a_later_dimension(tmp_path: Path) -> None:
+    """Places that are found twice over have no size that is known when the first is found."""
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("NonZero", ["y"], ["others"]),
+        helper.make_node("Concat", ["others", "others"], ["twice"], axis=1),
+        helper.make_node("Add", ["places", "twice"], ["z"]),
+    ]
+    inputs = {"x": (TensorProto.FLOAT, [4]), "y": (TensorProto.FLOAT, [4])}
     with pytest.raises(UnsupportedError, match="known at run time only"):
-        import_model(path)
+        import_model(save(tmp_path / "m.onnx", nodes, inputs, ["z"]))
+
+
+def test_sizes_that_make_no_sense(tmp_path: Path) -> None:
+    """Whatever the data asks for, the run fails before it does harm."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["reshaped"]),
+        helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
+        helper.make_node("Dropout", ["x", "ratio", "training"], ["kept"]),
+        helper.make_node("Split", ["x", "parts"], ["first", "second"], axis=0),
+    ]
+    inputs = {
+        "x": (TensorProto.FLOAT, [4]),
+        **dict.fromkeys(("shape", "size", "parts"), (TensorProto.INT64, [2])),
+        "ratio": (TensorProto.FLOAT, []),
+        "training": (TensorProto.BOOL, []),
+    }
+    path = save(tmp_path / "m.onnx", nodes, inputs, ["reshaped", "zeros", "kept", "first", "second"])
+    llmc.compile(str(path)).save(str(tmp_path / "m.llmc"))
+    model, x = llmc.load(str(tmp_path / "m.llmc")), np.arange(4, dtype=np.float32)
+    two, half = np.array([2, 2]), np.array(0.5, np.float32)
+    fed = {"x": x, "shape": two, "size": two, "ratio": half, "training": np.array(False), "parts": np.array([1, 3])}
+    got = model(fed)
+    assert got["reshaped"].shape == got["zeros"].shape == (2, 2)
+    np.testing.assert_array_equal(got["kept"], x)
+    np.testing.assert_array_equal(got["second"], x[1:])
+    for shape in ([100000, 10000], [-1, -1], [3, 1], [2**32, 2**32]):
+        with pytest.raises(InputError, match="refused these inputs"):
+            model({**fed, "shape": np.array(shape)})
+    for size in ([-2, 2], [2**31, 2**31], [2**40, 2], [-(2**62), -4]):
+        with pytest.raises(InputError, match="negative, or more than any memory holds"):
+            model({**fed, "size": np.array(size)})
+    with pytest.raises(InputError, match="is 1, where the model needs 0"):
+        model({**fed, "training": np.array(True)})
+    model({**fed, "training": np.array(True), "ratio": np.array(0, np.float32)})
+    parts = model({**fed, "parts": np.array([7, 9])})  # of what there is not, nothing is read
+    np.testing.assert_array_equal(parts["first"], x)
+    assert parts["second"].shape == (0,)
 
 
 @pytest.mark.parametrize("name", ["int4", "uint2", "float8_e4m3fn", "float4_e2m1fn"])

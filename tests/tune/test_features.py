@@ -9,6 +9,8 @@ from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.workloads import KVAppendWorkload
 from llmc.schedules.base import Kernel
 from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
+from llmc.schedules.recurrent.recurrent import RECURRENT
+from llmc.schedules.recurrent.workload import RecurrentWorkload
 from llmc.targets.x86 import AVX2, AVX512
 from llmc.tune import features
 from llmc.tune.task import Point, Task
@@ -30,6 +32,7 @@ TASKS = {
     "norm": norm(),
     "kv_append": _task(KV_APPEND, KVAppendWorkload(9, 3, 64, in_place=True)),
     "embedding": _task(EMBEDDING_DENSE, EmbeddingDenseWorkload(1000, 576)),
+    "recurrent": _task(RECURRENT, RecurrentWorkload(256, "gru", "bidirectional")),
 }
 
 

@@ -15,6 +15,8 @@ from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorklo
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
+from llmc.schedules.recurrent.recurrent import RECURRENT
+from llmc.schedules.recurrent.workload import RecurrentWorkload
 from llmc.targets.x86 import AVX2, AVX512
 from llmc.tune.known import history_of, kernel_of, parse_kernel, parse_workload
 from llmc.tune.record import Key, Record
@@ -29,6 +31,7 @@ KERNELS = [
     Kernel(LOWBIT_EMBEDDING, LowBitEmbeddingWorkload(49152, 576, 8, 32, False, zero_dtype="float16")),
     Kernel(LOWBIT, LowBitLinearWorkload(960, 576, 4, 32, zero=8.0, activation="silu_mul", scale_dtype="float16")),
     Kernel(NORM, NormWorkload(576, kind="layer", epsilon=1e-12)),
+    Kernel(RECURRENT, RecurrentWorkload(256, "gru_after", "bidirectional", initial=True)),
 ]
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.template.name)
 
