@@ -21,38 +21,13 @@ from llmc.bench import Task
 from llmc.options import resolve_target
 from llmc.package.manifest import KernelSpec
 from llmc.runtime import Model, load
-from llmc.schedules.attention.attention import ATTENTION
-from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.layout import BLOCK
-from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
-from llmc.schedules.base import Kernel, Template, Work, Workload, bind_dims
-from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
-from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
-from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
-from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
-from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
-from llmc.schedules.norm.norm import NORM, NormWorkload
-from llmc.schedules.recurrent.recurrent import RECURRENT
-from llmc.schedules.recurrent.workload import RecurrentWorkload
+from llmc.schedules.base import Kernel, Work, Workload, bind_dims
+from llmc.schedules.families import FAMILIES
 
 SECONDS = 2.0  # of measuring, for each task
 _BUILTIN = "vm.builtin."
 _SHAPES = "shape_func"  # the machine's own arithmetic on lengths
-
-_TEMPLATES: dict[str, tuple[Template, type[Workload]]] = {
-    template.name: (template, workload)
-    for template, workload in (
-        (ATTENTION, AttentionWorkload),
-        (BF16, Bf16LinearWorkload),
-        (DENSE, DenseLinearWorkload),
-        (EMBEDDING_DENSE, EmbeddingDenseWorkload),
-        (KV_APPEND, KVAppendWorkload),
-        (LOWBIT, LowBitLinearWorkload),
-        (LOWBIT_EMBEDDING, LowBitEmbeddingWorkload),
-        (NORM, NormWorkload),
-        (RECURRENT, RecurrentWorkload),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -219,7 +194,7 @@ class _Watch:
 
 def _kernel(spec: KernelSpec) -> Kernel | None:
     """The kernel that `spec` describes; None where another version of llmc wrote it."""
-    template, workload = _TEMPLATES.get(spec.template, (None, Workload))
+    template, workload = FAMILIES.get(spec.template, (None, Workload))
     if template is None or template.version != spec.version:
         return None
     return Kernel(template, workload(**spec.workload))

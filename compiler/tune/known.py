@@ -8,40 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llmc.errors import KernelError, OptionError
-from llmc.schedules.attention.attention import ATTENTION
-from llmc.schedules.attention.kv_append import KV_APPEND
-from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
-from llmc.schedules.base import Kernel, Template, Workload
-from llmc.schedules.conv.conv import CONV
-from llmc.schedules.conv.window import WINDOW
-from llmc.schedules.conv.workloads import ConvWorkload, WindowWorkload
-from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
-from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
-from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
-from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
-from llmc.schedules.gemm.lowbit import LOWBIT, TABLE, LowBitLinearWorkload, TableLinearWorkload
-from llmc.schedules.norm.norm import NORM, NormWorkload
-from llmc.schedules.recurrent.recurrent import RECURRENT
-from llmc.schedules.recurrent.workload import RecurrentWorkload
+from llmc.schedules.base import Kernel, Workload
+from llmc.schedules.families import FAMILIES
 from llmc.targets.base import Target
 from llmc.tune.record import Record, parse_points
 from llmc.tune.task import Measurement, Task
 
-_FAMILIES: list[tuple[Template, type[Workload]]] = [
-    (ATTENTION, AttentionWorkload),
-    (KV_APPEND, KVAppendWorkload),
-    (CONV, ConvWorkload),
-    (WINDOW, WindowWorkload),
-    (EMBEDDING_DENSE, EmbeddingDenseWorkload),
-    (LOWBIT_EMBEDDING, LowBitEmbeddingWorkload),
-    (DENSE, DenseLinearWorkload),
-    (BF16, Bf16LinearWorkload),
-    (LOWBIT, LowBitLinearWorkload),
-    (TABLE, TableLinearWorkload),
-    (NORM, NormWorkload),
-    (RECURRENT, RecurrentWorkload),
-]
-_BY_NAME = {template.name: (template, workload) for template, workload in _FAMILIES}
 _READ: dict[Any, Callable[[str], Any]] = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float}
 _DTYPES = ("float32", "float16")  # of weights and their planes
 _EXAMPLE = "'lowbit LowBitLinearWorkload(N=960,K=576,bits=4,group_size=32)'"
@@ -82,11 +54,11 @@ def parse_kernel(text: str) -> Kernel:
     Fields may come in any order, and those that have a default may be left out. Raises OptionError.
     """
     match = re.fullmatch(r"\s*(\w+)\s+(\w+)\((.*)\)\s*", text)
-    if match is None or match[1] not in _BY_NAME:
+    if match is None or match[1] not in FAMILIES:
         what = f"there is no template '{match[1]}'" if match else f"'{text}' is not a template and its workload"
-        known = ", ".join(f"{name} {kind.__name__}" for name, (_, kind) in _BY_NAME.items())
+        known = ", ".join(f"{name} {kind.__name__}" for name, (_, kind) in FAMILIES.items())
         raise OptionError(what, where="--workload", hint=f"known: {known}; an example: {_EXAMPLE}")
-    template, kind = _BY_NAME[match[1]]
+    template, kind = FAMILIES[match[1]]
     try:
         if match[2] != kind.__name__:
             raise ValueError(f"{template.name} has no workload {match[2]}")
@@ -98,9 +70,9 @@ def parse_kernel(text: str) -> Kernel:
 
 def kernel_of(template: str, version: int, fields: Any) -> Kernel:
     """The kernel that an artifact describes. Raises ValueError, with a message for people, if this llmc has none."""
-    if template not in _BY_NAME:
+    if template not in FAMILIES:
         raise ValueError("this llmc has no such template")
-    known, kind = _BY_NAME[template]
+    known, kind = FAMILIES[template]
     if known.version != version:
         raise ValueError(f"the template's version is {version}, this llmc has {known.version}")
     if not isinstance(fields, dict):
@@ -110,7 +82,7 @@ def kernel_of(template: str, version: int, fields: Any) -> Kernel:
 
 def _task(record: Record, targets: Mapping[str, Target]) -> Task | None:
     key = record.key
-    (template, kind), target = _BY_NAME.get(key.template, (None, Workload)), targets.get(key.target_name)
+    (template, kind), target = FAMILIES.get(key.template, (None, Workload)), targets.get(key.target_name)
     if template is None or template.version != key.version or target is None:
         return None
     workload = parse_workload(kind, key.workload)

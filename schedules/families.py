@@ -1,0 +1,37 @@
+"""All templates by name, each with the class of its workloads: for what reads kernels back from files."""
+
+from __future__ import annotations
+
+from llmc.schedules.attention.attention import ATTENTION
+from llmc.schedules.attention.kv_append import KV_APPEND
+from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
+from llmc.schedules.base import Template, Workload
+from llmc.schedules.conv.conv import CONV
+from llmc.schedules.conv.window import WINDOW
+from llmc.schedules.conv.workloads import ConvWorkload, WindowWorkload
+from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
+from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
+from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
+from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
+from llmc.schedules.gemm.lowbit import LOWBIT, TABLE, LowBitLinearWorkload, TableLinearWorkload
+from llmc.schedules.norm.norm import NORM, NormWorkload
+from llmc.schedules.recurrent.recurrent import RECURRENT
+from llmc.schedules.recurrent.workload import RecurrentWorkload
+
+FAMILIES: dict[str, tuple[Template, type[Workload]]] = {
+    template.name: (template, workload)
+    for template, workload in (
+        (ATTENTION, AttentionWorkload),
+        (KV_APPEND, KVAppendWorkload),
+        (CONV, ConvWorkload),
+        (WINDOW, WindowWorkload),
+        (EMBEDDING_DENSE, EmbeddingDenseWorkload),
+        (LOWBIT_EMBEDDING, LowBitEmbeddingWorkload),
+        (DENSE, DenseLinearWorkload),
+        (BF16, Bf16LinearWorkload),
+        (LOWBIT, LowBitLinearWorkload),
+        (TABLE, TableLinearWorkload),
+        (NORM, NormWorkload),
+        (RECURRENT, RecurrentWorkload),
+    )
+}
