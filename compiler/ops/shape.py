@@ -18,7 +18,7 @@ from llmc.ops.axes_data import count_of, entries, flat, spread, squeezed_extents
 from llmc.ops.context import Context, Rule
 from llmc.ops.equal_dims import quotient
 from llmc.ops.scalar import select
-from llmc.ops.shape_data import padded_extents, slice_of_data, split_extents, tabled
+from llmc.ops.shape_data import demand_broadcast, padded_extents, slice_of_data, split_extents, tabled
 from llmc.ops.tensor import (
     broadcast_shape,
     broadcast_to,
@@ -137,6 +137,10 @@ def _expand(ctx: Context) -> Expr:
     old = [1] * (len(sizes) - ctx.rank()) + list(ctx.shape())
     new = [1] * (len(old) - len(sizes)) + sizes
     one = [isinstance(d, int) and d == 1 for d in old]  # other dimensions stay: a size of run time is theirs, or 1
+    added = len(old) - len(sizes)
+    kept = {k - added: d for k, (d, single) in enumerate(zip(old, one, strict=True)) if k >= added and not single}
+    if kept:
+        demand_broadcast(ctx, ctx.x(1), kept)
     return broadcast_to(ctx, ctx.x(), [n if single else d for d, n, single in zip(old, new, one, strict=True)])
 
 

@@ -6,7 +6,7 @@ are read by the kernel that moves the elements. Whatever the bounds are, only el
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -14,7 +14,7 @@ from llmc.graph import Dim
 from llmc.ops.context import Context
 from llmc.ops.scalar import select
 from llmc.ops.tensor import compute, shape_of
-from llmc.tvm_shim import Expr, te
+from llmc.tvm_shim import Expr, te, tirx
 
 
 def i64(value: int) -> Any:
@@ -96,6 +96,17 @@ def padded_extents(ctx: Context, x: Expr, pads: Expr, axes: Sequence[int]) -> li
     for axis, extent in zip(axes, extents, strict=True):
         shape[axis] = extent
     return shape
+
+
+def demand_broadcast(ctx: Context, sizes: Expr, dims: Mapping[int, Dim]) -> None:
+    """The run fails unless sizes[k] is 1 or dims[k], for all k of `dims`."""
+
+    def fits(sizes: Any, dims: Sequence[Any], places: Sequence[int]) -> Any:
+        found = [sizes(i64(k)).astype("int64") for k in places]
+        right = tirx.all(*(tirx.any(s == 1, s == d) for s, d in zip(found, dims, strict=True)))
+        return te.compute((1,), lambda i: select(right, i64(1), i64(0)), "fits")
+
+    ctx.measured(compute(ctx, "fits", fits, sizes, list(dims.values()), list(dims)), 0, [1])
 
 
 def split_extents(ctx: Context, sizes: Expr, dim: Dim, count: int) -> list[Dim]:

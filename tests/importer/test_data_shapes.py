@@ -122,6 +122,19 @@ def test_what_would_have_to_equal_a_later_dimension(tmp_path: Path) -> None:
         import_model(save(tmp_path / "m.onnx", nodes, inputs, ["z"]))
 
 
+def test_an_expansion_that_fits_no_dimension(tmp_path: Path) -> None:
+    """A size of run time is 1, the dimension's own, or refused; it used to be ignored."""
+    inputs = {"x": (TensorProto.FLOAT, ["n", 3, 1]), "sizes": (TensorProto.INT64, [4])}
+    path = save(tmp_path / "m.onnx", [helper.make_node("Expand", ["x", "sizes"], ["y"])], inputs, ["y"])
+    llmc.compile(path).save(tmp_path / "m.llmc")
+    model, x = llmc.load(tmp_path / "m.llmc"), np.arange(6, dtype=np.float32).reshape(2, 3, 1)
+    for sizes in ([2, 1, 3, 4], [1, 2, 1, 1], [2, 2, 3, 2]):
+        np.testing.assert_array_equal(model(x=x, sizes=np.array(sizes)), x * np.ones(sizes, np.float32))
+    for sizes in ([2, 2, 4, 2], [2, 5, 3, 1]):
+        with pytest.raises(InputError, match="a size or flag that they decide"):
+            model(x=x, sizes=np.array(sizes))
+
+
 def test_sizes_that_make_no_sense(tmp_path: Path) -> None:
     """Whatever the data asks for, the run fails before it does harm."""
     nodes = [
