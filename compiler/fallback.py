@@ -51,7 +51,7 @@ def legalize_and_schedule(mod: IRModule, target: Target) -> IRModule:
 
 def schedule(func: PrimFunc) -> PrimFunc:
     """The same function with loops ordered and made parallel."""
-    for plan in (_by_rows, _by_stage):
+    for plan in (_by_rows, _by_stage, _as_it_is):
         sch = Schedule(func)
         try:
             plan(sch)
@@ -65,7 +65,16 @@ def schedule(func: PrimFunc) -> PrimFunc:
 def _by_stage(sch: Schedule) -> None:
     """Every stage that could not be inlined gets loops of its own."""
     for stage in _inline(sch):
-        _arrange(sch, stage.block, sch.get_loops(stage.block))
+        if loops := sch.get_loops(stage.block):
+            _arrange(sch, stage.block, loops)
+
+
+def _as_it_is(sch: Schedule) -> None:
+    """No order but what correctness asks for: a sum begins with its zero even where its loop does not run at all."""
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        kinds, loops = [int(v.iter_type) for v in sch.get(block).iter_vars], sch.get_loops(block)
+        if REDUCTION in kinds and len(kinds) == len(loops):
+            sch.decompose_reduction(block, loops[kinds.index(REDUCTION)])
 
 
 def _by_rows(sch: Schedule) -> None:
@@ -117,8 +126,10 @@ def _inline(sch: Schedule) -> list[Stage]:
 
 
 def _stage(sch: Schedule, block: Any) -> Stage:
-    node = sch.get(block)
-    if not node.iter_vars or len(sch.get_loops(block)) != len(node.iter_vars):
+    node, loops = sch.get(block), sch.get_loops(block)
+    if node.iter_vars and not loops and not _reduces(node):
+        return Stage(block, False, 0)  # a single number
+    if not node.iter_vars or len(loops) != len(node.iter_vars):
         raise ValueError("an opaque block")  # an external loop nest, which comes with its own schedule
     spatial = [v for v in node.iter_vars if int(v.iter_type) == SPATIAL]
     while spatial and _extent(spatial[-1].dom.extent) == 1:

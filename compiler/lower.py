@@ -198,6 +198,7 @@ class _Function:
                 "Norm": self._norm,
                 "Embedding": self._embedding,
                 "Attention": self._attention,
+                "IntegerConv": self._conv,
                 "Window": self._conv,
                 "Recurrent": self._recurrent,
             }
@@ -225,10 +226,10 @@ class _Function:
         )
 
     def _conv(self, node: Node, kernel: Kernel) -> None:
-        """A Conv or a Window: images as the workload sees them, whatever number of dimensions the model gives them."""
+        """Conv, IntegerConv, Window: images as the workload sees them, whatever number of dimensions the model has."""
         x, weight, bias, residual = node.inputs
         w: Any = kernel.workload
-        flat = node.op == "Conv" and w.KH == w.KW == w.SH == w.SW == 1
+        flat = node.op != "Window" and w.KH == w.KW == w.SH == w.SW == 1
 
         def shape(name: str) -> tuple[Any, ...]:
             *leading, C = self.graph.types[name].shape
@@ -239,7 +240,12 @@ class _Function:
         images = [self._reshaped(name, shape(name)) for name in (x, residual) if name]
         roles = {"weight": weight, "bias": bias} if bias else {"weight": weight}
         weights = self.module.packed(kernel, roles, self.graph.constants) if weight else []
-        y = self._call(kernel, images, weights, [TensorType(shape(node.outputs[0]), "float32")])
+        given, made = kernel.workload.inputs()[0].dtype, kernel.workload.outputs()[0].dtype
+        if self.graph.types[x].dtype != given:  # integers that go through float32
+            images[0] = self.bb.emit(relax.op.astype(images[0], given))
+        y = self._call(kernel, images, weights, [TensorType(shape(node.outputs[0]), made)])
+        if self.graph.types[node.outputs[0]].dtype != made:
+            y = self.bb.emit(relax.op.astype(y, self.graph.types[node.outputs[0]].dtype))
         own = self.graph.types[node.outputs[0]].shape
         if len(own) != 4 or flat:
             y = self.bb.emit(relax.op.reshape(y, relax.ShapeExpr(list(own))))

@@ -7,6 +7,7 @@ from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
 from llmc.schedules.base import Template, Workload
 from llmc.schedules.conv.conv import CONV
+from llmc.schedules.conv.integer import INTEGER_CONV, IntegerConvWorkload
 from llmc.schedules.conv.window import WINDOW
 from llmc.schedules.conv.workloads import ConvWorkload, WindowWorkload
 from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
@@ -24,6 +25,7 @@ FAMILIES: dict[str, tuple[Template, type[Workload]]] = {
         (ATTENTION, AttentionWorkload),
         (KV_APPEND, KVAppendWorkload),
         (CONV, ConvWorkload),
+        (INTEGER_CONV, IntegerConvWorkload),
         (WINDOW, WindowWorkload),
         (EMBEDDING_DENSE, EmbeddingDenseWorkload),
         (LOWBIT_EMBEDDING, LowBitEmbeddingWorkload),

@@ -14,7 +14,6 @@ from llmc.fuse.batch_norm import fuse_batch_norms
 from llmc.fuse.channels_last import fuse_channels_last
 from llmc.fuse.contrib import fuse_contrib
 from llmc.fuse.epilogue import fuse_epilogues
-from llmc.fuse.integer_conv import fuse_integer_convs
 from llmc.fuse.kv_cache import Decoder, decoder_of
 from llmc.fuse.merge import merge_linears
 from llmc.fuse.no_ops import drop_no_ops
@@ -28,7 +27,7 @@ __all__ = ["Decoder", "decoder_of", "fuse"]
 REWRITES = (
     drop_no_ops,
     *(fuse_recurrent, fuse_norms, fuse_rope, fuse_contrib, fuse_attention, fuse_activations, merge_linears),
-    *(fuse_batch_norms, fuse_integer_convs, fuse_channels_last, fuse_epilogues),
+    *(fuse_batch_norms, fuse_channels_last, fuse_epilogues),
 )
 
 

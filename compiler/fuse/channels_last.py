@@ -16,6 +16,7 @@ import numpy as np
 from llmc.fuse.batch_norm import scale_and_shift
 from llmc.fuse.conv import Last, channels_last, conv, global_pool, is_one, pool
 from llmc.fuse.conv_transpose import conv_transpose
+from llmc.fuse.integer_conv import qlinear_conv
 from llmc.graph import LLMC, Editor, Graph, Node
 from llmc.match import array, ints, made_by
 
@@ -25,13 +26,14 @@ _ELEMENTWISE = {
     *("Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish"),
     *("Tanh", "ThresholdedRelu", "Where", "Activation"),
 }
+_CONVS = {"Conv", "ConvTranspose", "QLinearConv"}
 _ONE_SCALE = {"QuantizeLinear", "DequantizeLinear"}  # elementwise where they have one scale and zero point
 _QLINEAR = {"QLinearAdd", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid"}  # of com.microsoft: always so
 
 
 def fuse_channels_last(graph: Graph) -> Graph:
     """Rewrites nothing where there is no convolution."""
-    if not any(node.op in ("Conv", "ConvTranspose") and not node.domain for node in graph.nodes):
+    if not any(node.op in _CONVS and not node.domain for node in graph.nodes):
         return graph
     rewrite = _Rewrite(Editor(graph))
     for node in graph.nodes:
@@ -68,6 +70,8 @@ class _Rewrite:
             return conv(self.edit, node, self.of)
         if node.op == "ConvTranspose":
             return conv_transpose(self.edit, node, self.of)
+        if node.op == "QLinearConv":
+            return qlinear_conv(self.edit, node, self.of)
         follows = [name for name in node.inputs if name in self.last]
         if node.op in ("MaxPool", "AveragePool"):
             return pool(self.edit, node, self.of)

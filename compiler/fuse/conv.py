@@ -39,19 +39,19 @@ def conv(edit: Editor, node: Node, last: Callable[[str], str]) -> Last | None:
     x = edit.types[node.inputs[0]]
     if weight is None or weight.ndim not in (3, 4) or x.dtype != "float32" or (node.input(2) and bias is None):
         return None
-    geometry = _geometry(node, weight.shape[2:], x)
+    window = geometry(node, weight.shape[2:], x)
     channels = x.shape[1]
-    if geometry is None or not isinstance(channels, int):
+    if window is None or not isinstance(channels, int):
         return None
     name, type_ = edit.fresh(f"{node.outputs[0]}.last"), channels_last(edit.types[node.outputs[0]])
     groups = int(node.attrs.get("group", 1))
-    attrs = {**geometry.attrs(), "groups": groups, "activation": "none"}
+    attrs = {**window.attrs(), "groups": groups, "activation": "none"}
     inputs = (node.inputs[1], node.input(2), "")
     if groups == channels == weight.shape[0] and groups > 1:
-        attrs |= {"kind": "depthwise", "pads": geometry.around(), "count_pad": False, "ceil_mode": 0}
+        attrs |= {"kind": "depthwise", "pads": window.around(), "count_pad": False, "ceil_mode": 0}
         edit.add(Node("Window", (last(node.inputs[0]), *inputs), (name,), attrs, LLMC, node.name, 1), [type_])
     else:
-        source = padded(edit, last(node.inputs[0]), geometry.pads)
+        source = padded(edit, last(node.inputs[0]), window.pads)
         edit.add(Node("Conv", (source, *inputs), (name,), attrs, LLMC, node.name, 1), [type_])
     return Last(name, type_)
 
@@ -68,12 +68,12 @@ def pool(edit: Editor, node: Node, last: Callable[[str], str]) -> Last | None:
         or not isinstance(x.shape[1], int)
     ):
         return None
-    geometry = _geometry(node, size, x)
+    window = geometry(node, size, x)
     count_pad = bool(node.attrs.get("count_include_pad", 0)) and node.op == "AveragePool"
-    if geometry is None or (count_pad and node.attrs.get("ceil_mode", 0)):  # a window there counts less than it spans
+    if window is None or (count_pad and node.attrs.get("ceil_mode", 0)):  # a window there counts less than it spans
         return None
     kind = "max" if node.op == "MaxPool" else "average"
-    attrs = {**geometry.attrs(), "kind": kind, "pads": geometry.around(), "count_pad": count_pad, "activation": "none"}
+    attrs = {**window.attrs(), "kind": kind, "pads": window.around(), "count_pad": count_pad, "activation": "none"}
     attrs["ceil_mode"] = int(node.attrs.get("ceil_mode", 0))
     name, type_ = edit.fresh(f"{node.outputs[0]}.last"), channels_last(edit.types[node.outputs[0]])
     source = last(node.inputs[0])
@@ -103,7 +103,7 @@ def global_pool(edit: Editor, node: Node, last: Callable[[str], str]) -> Last | 
 
 # -- geometry ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class _Geometry:
+class Geometry:
     """Of one window, each of one or two spatial dimensions; `pads` are (before, after)."""
 
     size: tuple[int, ...]
@@ -126,7 +126,7 @@ def _pair(values: Sequence[int], missing: int = 1) -> tuple[int, int]:
     return (missing, int(values[0])) if len(values) == 1 else (int(values[0]), int(values[1]))
 
 
-def _geometry(node: Node, size: Sequence[int], x: TensorType) -> _Geometry | None:
+def geometry(node: Node, size: Sequence[int], x: TensorType) -> Geometry | None:
     """A node's window; None where its padding follows from sizes that only the run knows, or is negative."""
     n = len(size)
     strides = tuple(int(s) for s in node.attrs.get("strides") or [1] * n)
@@ -150,11 +150,11 @@ def _geometry(node: Node, size: Sequence[int], x: TensorType) -> _Geometry | Non
         pads = list(zip(flat[:n], flat[n:], strict=True))
     if any(p < 0 for pair in pads for p in pair):
         return None
-    return _Geometry(tuple(int(k) for k in size), strides, dilations, tuple(pads))
+    return Geometry(tuple(int(k) for k in size), strides, dilations, tuple(pads))
 
 
-def padded(edit: Editor, x: str, pads: Sequence[tuple[int, int]]) -> str:
-    """x [B, spatial..., C] with zeros around it."""
+def padded(edit: Editor, x: str, pads: Sequence[tuple[int, int]], value: int = 0) -> str:
+    """x [B, spatial..., C] with zeros, or another value, around it."""
     if not any(p for pair in pads for p in pair):
         return x
     B, *spatial, C = edit.types[x].shape
@@ -163,9 +163,11 @@ def padded(edit: Editor, x: str, pads: Sequence[tuple[int, int]]) -> str:
     amounts = edit.constant(f"{name}.pads", np.array(flat, np.int64))
     dims = [d + before + after for d, (before, after) in zip(spatial, pads, strict=True)]
     known = next((n for n in _pads_of(edit, x, flat)), None)
-    if known is not None:
+    if known is not None and not value:
         return known
-    edit.add(Node("Pad", (x, amounts), (name,), {}, version=13), [TensorType((B, *dims, C), "float32")])
+    dtype = edit.types[x].dtype
+    inputs = (x, amounts, edit.constant(f"{name}.value", np.array(value, dtype))) if value else (x, amounts)
+    edit.add(Node("Pad", inputs, (name,), {}, version=13), [TensorType((B, *dims, C), dtype)])
     return name
 
 

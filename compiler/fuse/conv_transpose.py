@@ -27,7 +27,7 @@ def conv_transpose(edit: Editor, node: Node, last: Callable[[str], str]) -> Last
     bias = array(edit, node.inputs[2]) if node.input(2) else None
     if weight is None or weight.ndim not in (3, 4) or x.dtype != "float32" or (node.input(2) and bias is None):
         return None
-    C, N, *size = weight.shape
+    _, N, *size = weight.shape
     n = len(size)
     strides = [int(s) for s in node.attrs.get("strides") or [1] * n]
     pads = [int(p) for p in node.attrs.get("pads") or [0] * (2 * n)]

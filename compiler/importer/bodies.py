@@ -1,7 +1,8 @@
 """If and Loop that run in the artifact: a subgraph becomes a graph of its own, an attribute of a node in domain llmc.
 
-A body reads what is around it by further inputs, and may mention the symbols around it. A state whose size the loop
-changes has sizes of its own in the body, which are found whenever it runs.
+A body reads what is around it by further inputs. A loop's body may mention the symbols around it; a state whose size
+the loop changes has sizes of its own in the body, which are found whenever it runs. In a branch all sizes are its own
+(`own_sizes`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any
 
 from llmc.graph import LLMC, Dim, Graph, Node, TensorType, prune
 from llmc.importer.opening import Refused, Tracer, is_lost, prefix_of, scalar
+from llmc.importer.own_sizes import OwnSizes
 from llmc.importer.types import UNCOMPILED
 from llmc.ops.context import MEASURED, SHAPE_VALUE, bind, symbols
+from llmc.ops.functions import Size
 from llmc.tvm_shim import tirx
 
 
@@ -31,43 +34,89 @@ class Iteration:
 
 
 Visit = Callable[[str, Sequence[str], str], Iteration]  # a body, by the iteration's number, states, and a prefix
+Branch = Callable[
+    [str, str, Callable[[str], str]], list[str]
+]  # by name, with a prefix, and what values are called in it
+SIDES = ("then", "else")
 
 
 @dataclass(frozen=True)
 class _Body:
     graph: Graph
     own: frozenset[Any]  # symbols that are found in it
-    symbols: tuple[Any, ...]  # those that it mentions, and are not
+    sizes: tuple[Size, ...]  # what it is told of the others that it mentions
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A branch, what its inputs are called around it, and what it gives, in symbols around it as far as there are."""
+
+    body: _Body
+    inputs: tuple[str, ...]
+    types: list[TensorType]
 
 
 # -- If ---------------------------------------------------------------------------------------------------------
-def run_if(tracer: Tracer, node: Node, branch: Callable[[str], list[str]]) -> None:
-    """Add an If that chooses when it runs; `branch` opens the one of a name. Raises Refused."""
+def run_if(tracer: Tracer, node: Node, branch: Branch) -> None:
+    """Add an If that chooses when it runs; `branch` opens the one of a name. Raises Refused.
+
+    Each branch has sizes of its own. Where the two give tensors of other ranks that way, they are tried once more in
+    the sizes around them: what one demands may decide the condition, as a Squeeze does that stands behind a test for 1.
+    """
     _check_one(tracer, node.inputs[0], "bool")
+    mark, prefixes = tracer.mark(), [prefix_of(node, name) for name in SIDES]
+    one, other = (OwnSizes(tracer, prefix) for prefix in prefixes)
+    sides = _visited(tracer, node, branch, prefixes, [one, other])
+    one.check_both(other)
+    if sides is not None and not _alike(sides):
+        tracer.back_to(mark)
+        sides = _visited(tracer, node, branch, [f"{prefix}<together>/" for prefix in prefixes], [None, None])
+    if sides is None:
+        return
+    if not _alike(sides):
+        one, other = next((a, b) for a, b in zip(*(s.types for s in sides), strict=True) if not _fit(a, b))
+        raise Refused(f"its condition is known at run time only, and its branches give {one} and {other}")
+    types = [
+        _outside(tracer, prefix_of(node, f"<output {n}>"), one, other, [s.body for s in sides], node.outputs)
+        for n, (one, other) in enumerate(zip(*(s.types for s in sides), strict=True))
+    ]
+    attrs = {name: side.body.graph for name, side in zip(SIDES, sides, strict=True)}
+    attrs |= {"types": tuple(types), "sizes": tuple(side.body.sizes for side in sides)}
+    inputs = (node.inputs[0], *(i for side in sides for i in side.inputs))
+    _add(tracer, Node("If", inputs, node.outputs, attrs, LLMC, node.name, 1), types)
+
+
+def _visited(
+    tracer: Tracer, node: Node, branch: Branch, prefixes: Sequence[str], sizes: Sequence[OwnSizes | None]
+) -> list[_Side] | None:
+    """Both branches. None where something in them failed. Raises Refused."""
     results, recorded = [], []
-    for name in ("then", "else"):
+    for name, prefix, own in zip(SIDES, prefixes, sizes, strict=True):
         with tracer.recorded() as nodes:
-            results.append(branch(name))
+            results.append(branch(name, prefix, own.read if own else lambda outer: outer))
         recorded.append(nodes)
     if is_lost(tracer, node, [*results[0], *results[1]]):
-        return
-    bodies = []
-    for name, outputs, nodes in zip(("then", "else"), results, recorded, strict=True):
+        return None
+    sides = []
+    for prefix, outputs, nodes, own in zip(prefixes, results, recorded, sizes, strict=True):
         _check_tensors(tracer, outputs)
-        bodies.append(_body(tracer, prefix_of(node) + name, [], nodes, outputs))
-    types = []
-    for n, (a, b) in enumerate(zip(*results, strict=True)):
-        one, other = tracer.emitter.graph_types[a], tracer.emitter.graph_types[b]
-        if one.dtype != other.dtype or len(one.shape) != len(other.shape):
-            raise Refused(f"its condition is known at run time only, and its branches give {one} and {other}")
-        types.append(_outside(tracer, prefix_of(node, f"<output {n}>"), one, other, bodies, node.outputs))
-    inputs = tuple(dict.fromkeys(i for body in bodies for i in body.graph.inputs))
-    sides = {}
-    for name, body in zip(("then", "else"), bodies, strict=True):
-        read = {i: tracer.emitter.graph_types[i] for i in inputs}
-        sides[name] = replace(body.graph, inputs=inputs, types={**body.graph.types, **read})
-    attrs = {**sides, "types": tuple(types), "sizes": tuple(dict.fromkeys(s for b in bodies for s in b.symbols))}
-    _add(tracer, Node("If", (node.inputs[0], *inputs), node.outputs, attrs, LLMC, node.name, 1), types)
+        body = _body(tracer, prefix.removesuffix("/"), [], nodes, outputs, own)
+        types = [tracer.emitter.graph_types[o] for o in outputs]
+        if own is not None:
+            types = [replace(t, shape=tuple(map(own.outside, t.shape))) for t in types]
+        if own is None:
+            sides.append(_Side(body, body.graph.inputs, types))
+        else:
+            sides.append(_Side(body, tuple(map(own.around, body.graph.inputs)), types))
+    return sides
+
+
+def _fit(one: TensorType, other: TensorType) -> bool:
+    return one.dtype == other.dtype and len(one.shape) == len(other.shape)
+
+
+def _alike(sides: Sequence[_Side]) -> bool:
+    return all(map(_fit, *(side.types for side in sides)))
 
 
 # -- Loop -------------------------------------------------------------------------------------------------------
@@ -112,7 +161,7 @@ def run_loop(
         _outside(tracer, name, tracer.emitter.graph_types[state], type_, [body], outputs)
         for name, state, type_ in zip(outputs, states, types, strict=False)
     ]
-    attrs: dict[str, Any] = {"body": body.graph, "types": tuple(results), "sizes": body.symbols}
+    attrs: dict[str, Any] = {"body": body.graph, "types": tuple(results), "sizes": (body.sizes,)}
     if made.elements:
         count = _count(tracer, limit, condition, made.going)
         attrs["count"] = count
@@ -161,7 +210,14 @@ def _count(tracer: Tracer, limit: str, condition: str, going: str) -> Dim | None
 
 
 # -- graphs and types -------------------------------------------------------------------------------------------
-def _body(tracer: Tracer, name: str, formals: Sequence[str], nodes: Sequence[Node], outputs: Sequence[str]) -> _Body:
+def _body(
+    tracer: Tracer,
+    name: str,
+    formals: Sequence[str],
+    nodes: Sequence[Node],
+    outputs: Sequence[str],
+    sizes: OwnSizes | None = None,
+) -> _Body:
     """The recorded nodes as a graph; its inputs are `formals`, and then what it reads of what is around it."""
     emitter = tracer.emitter
     made = {*formals, *(o for n in nodes for o in n.outputs)}
@@ -183,7 +239,11 @@ def _body(tracer: Tracer, name: str, formals: Sequence[str], nodes: Sequence[Nod
     read = dict.fromkeys(i for i in (*(i for n in graph.nodes for i in n.inputs if i), *outputs) if i not in found)
     graph = replace(graph, inputs=(*formals, *read))
     own = frozenset(s for s, maker in emitter.measured.items() if maker in found)
-    return _Body(graph, own, tuple(s for s in _mentioned(graph) if s not in own))
+    mentioned = [s for s in _mentioned(graph) if s not in own]
+    if sizes is None:
+        return _Body(graph, own, tuple(Size(s, s) for s in mentioned))
+    graph, told = sizes.entered(graph, set(mentioned))
+    return _Body(graph, own, told)
 
 
 def _shape_value(tracer: Tracer, name: str) -> Node:
@@ -197,7 +257,8 @@ def _mentioned(graph: Graph) -> list[Any]:
     """All symbols in a graph: of its types, and of what its nodes know."""
     dims: list[Dim] = [d for t in graph.types.values() for d in t.shape]
     for node in graph.nodes:
-        dims += [*node.attrs.get(MEASURED, ()), *node.attrs.get("sizes", ())]
+        dims += node.attrs.get(MEASURED, ())
+        dims += [size.around for told in node.attrs.get("sizes", ()) if node.domain == LLMC for size in told]
         dims += node.attrs["value"].flat if node.op == SHAPE_VALUE else []
         dims += [d for t in node.attrs.get("types", ()) for d in t.shape]
     return list(dict.fromkeys(s for d in dims if not isinstance(d, int) for s in symbols(d)))

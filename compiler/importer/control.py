@@ -17,6 +17,7 @@ from llmc.importer.lists import run_with_lists
 from llmc.importer.opening import (
     Refused,
     Tracer,
+    captured,
     constant,
     formals,
     initialisers,
@@ -55,12 +56,15 @@ def _if(tracer: Tracer, node: Node) -> None:
     if condition is None:
         run_if(tracer, node, partial(_branch, tracer, node))
     else:
-        _bind(tracer, _branch(tracer, node, "then" if condition else "else"), node.outputs)
+        name = "then" if condition else "else"
+        _bind(tracer, _branch(tracer, node, name, prefix_of(node, name), lambda outer: outer), node.outputs)
 
 
-def _branch(tracer: Tracer, node: Node, name: str) -> list[str]:
-    graph, prefix = subgraph(node, f"{name}_branch", 0, len(node.outputs)), prefix_of(node, name)
-    return visit_body(tracer, graph, initialisers(tracer, graph, prefix), prefix)
+def _branch(tracer: Tracer, node: Node, name: str, prefix: str, read: Callable[[str], str]) -> list[str]:
+    """Visit a branch, in which what is around it has the name that `read` gives; returns the names of its outputs."""
+    graph = subgraph(node, f"{name}_branch", 0, len(node.outputs))
+    around = {outer: read(outer) for outer in captured(graph)}
+    return visit_body(tracer, graph, {**around, **initialisers(tracer, graph, prefix_of(node, name))}, prefix)
 
 
 # -- loops that are written out ---------------------------------------------------------------------------------

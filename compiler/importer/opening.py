@@ -13,7 +13,7 @@ from onnx import GraphProto, NodeProto, helper
 
 from llmc.graph import Dim, Node, TensorType
 from llmc.importer.functions import open_body
-from llmc.importer.structure import sorted_nodes
+from llmc.importer.structure import reads, sorted_nodes
 from llmc.importer.tensors import ExternalData, load_tensor
 from llmc.ops.context import Emitter
 
@@ -45,6 +45,9 @@ class Tracer(Protocol):
 
     def variable(self, name: str, type_: TensorType) -> None: ...
 
+    def value(self, name: str, value: np.ndarray, dtype: str) -> None:
+        """Make what is known up to symbols, an object array of ints and expressions."""
+
     def add(self, node: Node) -> None: ...
 
     def recorded(self) -> AbstractContextManager[list[Node]]:
@@ -72,6 +75,13 @@ def initialisers(tracer: Tracer, graph: GraphProto, prefix: str) -> dict[str, st
         if names[tensor.name] not in tracer.emitter.graph_types:
             tracer.constant(names[tensor.name], load_tensor(tensor, tracer.external))
     return names
+
+
+def captured(graph: GraphProto) -> list[str]:
+    """The names of what a subgraph, which has no inputs, reads of what is around it."""
+    own = {t.name for t in graph.initializer} | {o for n in graph.node for o in n.output}
+    names = (*(name for n in graph.node for name in reads(n)), *(o.name for o in graph.output))
+    return [name for name in dict.fromkeys(names) if name not in own]
 
 
 def visit_body(tracer: Tracer, graph: GraphProto, given: Mapping[str, str], prefix: str) -> list[str]:

@@ -75,7 +75,7 @@ class _Trace:
         self.model, self.signature = model, signature
         analyzer = Analyzer()
         for name, bounds in signature.ranges.items():
-            bind(analyzer, signature.symbols[name], bounds)
+            bind(analyzer, {**signature.extents, **signature.symbols}[name], bounds)
         self.emitter = Emitter(rules, builder, analyzer)
         self.emitter.extents = signature.extents
         self.nodes: list[Node] = []
@@ -334,7 +334,7 @@ class _Opener:
     def __init__(self, trace: _Trace, scope: _Scope) -> None:
         self.emitter, self.lost, self.external = trace.emitter, trace.lost, trace.model.external
         self.groups = trace.groups
-        self.constant, self.variable = trace._constant, trace._variable
+        self.constant, self.variable, self.value = trace._constant, trace._variable, trace._value
         self._trace, self._scope = trace, scope
 
     def visit(self, proto: NodeProto) -> None:

@@ -25,7 +25,6 @@ from llmc.ops.functions import (
     items_of,
     loose_type,
     results_of,
-    sizes_of,
     variables,
 )
 from llmc.ops.tensor import compute, full, reshape, take_slice
@@ -38,21 +37,22 @@ _LEAF = 4  # iterations at a time: each keeps a version of the states until the 
 
 # -- If ---------------------------------------------------------------------------------------------------------
 def _if(ctx: Context) -> tuple[Expr, ...]:
-    """Inputs: a flag of one element, and all that the branches read. Only the branch taken is computed."""
-    yes, no = (function_of(ctx, ctx.attr(name), name) for name in ("then", "else"))
-    shared = len(yes.inputs) - len(yes.weights)
+    """Inputs: a flag of one element, and what each branch reads. Only the branch taken is computed."""
+    sides = zip(("then", "else"), ctx.attr("sizes"), strict=True)
+    yes, no = (function_of(ctx, ctx.attr(name), name, told) for name, told in sides)
+    split, read = len(yes.inputs), 1 + len(ctx.attr("then").inputs)
     type_ = relax.TupleType([loose_type(t) for t in ctx.attr("types")])
-    flag, *given = variables([FLAG, *yes.inputs, *no.inputs[shared:]])
+    flag, *given = variables([FLAG, *yes.inputs, *no.inputs])
     steps = Steps()
     taken = relax.If(
         flag,
-        calling(yes.name, given[: len(yes.inputs)], type_),
-        calling(no.name, [*given[:shared], *given[len(yes.inputs) :]], type_),
+        calling(yes.name, given[:split], type_),
+        calling(no.name, given[split:], type_),
     )
     choose = relax.Function([flag, *given], steps.end(steps.let(taken, type_)), type_)
     gv = ctx.bb.add_func(ctx.bb.normalize(choose), "choose")
-    arguments = [*(ctx.x(i) for i in range(1, len(ctx))), *sizes_of(ctx), *yes.weights, *no.weights]
-    made = ctx.emit(gv(reshape(ctx, ctx.x(), []), *arguments))
+    one, other = (list(map(ctx.x, places)) for places in (range(1, read), range(read, len(ctx))))
+    made = ctx.emit(gv(reshape(ctx, ctx.x(), []), *one, *yes.more, *other, *no.more))
     return tuple(results_of(ctx, items_of(made, len(ctx.attr("types"))), ctx.attr("types")))
 
 
@@ -79,7 +79,7 @@ def _loop(ctx: Context) -> tuple[Expr, ...]:
         drive(
             ctx.literal(0, "int64"),
             *(alive, ctx.literal(0, "int64"), *given[:states], *buffers),
-            *(*limit, *given[states:], *sizes_of(ctx), *step.weights),
+            *(*limit, *given[states:], *step.more),
         )
     )
     _, count, *values = items_of(end, len(carried))
@@ -95,7 +95,8 @@ def _loop(ctx: Context) -> tuple[Expr, ...]:
 
 def _is_found(ctx: Context, dim: Dim) -> bool:
     """Does a body find a dimension, which is not known around it?"""
-    return any(s not in ctx.attr("sizes") for s in symbols(dim))
+    (told,) = ctx.attr("sizes")
+    return any(s not in [size.inside for size in told] for s in symbols(dim))
 
 
 def _buffer(element: TensorType) -> Any:
@@ -119,7 +120,8 @@ def _step(ctx: Context, body: Graph, states: int, elements: Sequence[TensorType]
             buffers.append(_put(ctx, buffer, inputs[0], value, element))
         return [alive, following, *values[1 : 1 + states], *buffers]
 
-    return function_of(ctx, body, "step", before, finish)
+    (told,) = ctx.attr("sizes")
+    return function_of(ctx, body, "step", told, before, finish)
 
 
 def _recursive(

@@ -10,19 +10,29 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from llmc.graph import Graph, TensorType
+from llmc.graph import Dim, Graph, TensorType
 from llmc.ops.context import Context, Emitter, bind, symbols
-from llmc.tvm_shim import Expr, relax
+from llmc.tvm_shim import Expr, relax, tirx
 
 FLAG, COUNT = relax.TensorType((), "bool"), relax.TensorType((), "int64")
 
 
+class Size(NamedTuple):
+    """What a body is told: a symbol around it, and what that is in the body, which is checked when the body is entered.
+
+    `inside` is a symbol, of the body's own or the same, or computed from symbols that were told before.
+    """
+
+    around: Any
+    inside: Dim
+
+
 class Function(NamedTuple):
-    """A graph as a function of its inputs, of the sizes that it mentions, and of weights."""
+    """A graph as a function of its inputs, of the sizes that it is told, and of weights."""
 
     name: Any
     inputs: list[Any]  # types
-    weights: list[Expr]
+    more: list[Expr]  # what is passed behind the graph's inputs
 
 
 def loose_type(type_: TensorType) -> Any:
@@ -40,25 +50,25 @@ def variables(types: Sequence[Any]) -> list[Any]:
     return [relax.Var(f"x{i}", type_) for i, type_ in enumerate(types)]
 
 
-def sizes_of(ctx: Context) -> list[Any]:
-    return [relax.ShapeExpr(list(ctx.attr("sizes")))] if ctx.attr("sizes") else []
-
-
 def function_of(
     ctx: Context,
     graph: Graph,
     name: str,
+    told: Sequence[Size],
     before: Sequence[Any] = (),
     finish: Callable[[list[Expr], list[Expr]], list[Expr]] = lambda values, inputs: values,
 ) -> Function:
     """Emit a function of `before` and the graph's inputs, which returns what `finish` makes of outputs and inputs."""
     bb = ctx.bb
     inputs = variables([loose_type(graph.types[i]) for i in graph.inputs])
-    sizes = variables([relax.ShapeType(ndim=len(s.values)) for s in sizes_of(ctx)])
+    sizes = variables([relax.ShapeType(ndim=len(told))] if told else [])
+    for symbol in [s.inside for s in told if isinstance(s.inside, tirx.Var)]:
+        if not ctx.emitter.analyzer.can_prove(symbol >= 0):
+            bind(ctx.emitter.analyzer, symbol, graph.symbols.get(symbol.name, (0, None)))
     with bb.function(name, private=True):
         with bb.dataflow():
             for given in sizes:
-                bb.match_cast(given, relax.ShapeType(list(ctx.attr("sizes"))))
+                bb.match_cast(given, relax.ShapeType([s.inside for s in told]))
             exact = [bb.match_cast(v, exact_type(graph.types[i])) for i, v in zip(graph.inputs, inputs, strict=True)]
             exprs = dict(zip(graph.inputs, exact, strict=True))
             emit = ctx.emitter.nested or partial(_by_rules, ctx.emitter)
@@ -67,7 +77,8 @@ def function_of(
         own = [variable for variable, _ in weights]
         gv = bb.emit_func_output(result, params=[*before, *inputs, *sizes, *own])
     bb.update_func(gv, relax.utils.copy_with_new_vars(bb.get()[gv]))
-    return Function(gv, [v.ty for v in (*inputs, *sizes, *own)], [given for _, given in weights])
+    more = [relax.ShapeExpr([s.around for s in told])] if told else []
+    return Function(gv, [v.ty for v in (*inputs, *sizes, *own)], [*more, *(given for _, given in weights)])
 
 
 def _by_rules(emitter: Emitter, graph: Graph, exprs: Mapping[str, Expr]) -> tuple[list[Expr], list[tuple[Any, Expr]]]:

@@ -73,6 +73,13 @@ def _conv(ctx: Context) -> Expr:
     return y if ctx.attr("activation") == "none" else _activated(ctx, ctx.attr("activation"), y)
 
 
+def _integer_conv(ctx: Context) -> Expr:
+    """x [B, H, W, C] bytes, weight integers, bias int32 -> int32."""
+    attrs = _geometry(ctx, ctx.rank()) | {"group": ctx.attr("groups")}
+    y = _in_channels_first(ctx, "ConvInteger", [ctx.x(), ctx.x(1)], **attrs)
+    return ctx.emit(relax.op.add(y, ctx.x(2)))
+
+
 def _window(ctx: Context) -> Expr:
     """A depthwise convolution, a maximum or a mean of channels-last windows."""
     rank, kind = ctx.rank(), ctx.attr("kind")
@@ -123,6 +130,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("llmc", "Positions"): _positions,
     ("llmc", "Activation"): _activation,
     ("llmc", "Conv"): _conv,
+    ("llmc", "IntegerConv"): _integer_conv,
     ("llmc", "Rope"): _rope,
     ("llmc", "Window"): _window,
 }

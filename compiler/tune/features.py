@@ -40,6 +40,7 @@ _DESCRIBE: dict[str, Describe] = {
     "attention": attention,
     "kv_append": kv_append,
     "conv": conv,
+    "integer_conv": conv,
     "window": window,
     "recurrent": recurrent,
     "norm": norm,

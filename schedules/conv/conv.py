@@ -33,7 +33,7 @@ from llmc.targets.base import Target
 from llmc.targets.intrinsics import Opaque, Reg, Simd
 from llmc.tvm_shim import IRBuilder, T
 
-_LINE = 16  # floats of a cache line
+_LINE = 64  # bytes of a cache line
 _FEW = 16  # blocks of an image, up to which each fetches its part of the next panel
 _CHAINS = 8  # independent sums that keep both FMA units busy: 2 a cycle, latency 4
 
@@ -70,20 +70,17 @@ class Conv(Template):
         return {"MR": MR, "NV": NV, "KU": 4}
 
     def prepack(self, weights: Mapping[str, Any], workload: ConvWorkload, config: Config, target: Target) -> Arrays:
-        w, NR = workload, int(config["NV"]) * target.lanes
-        weight = np.asarray(weights["weight"]).reshape(w.N, -1, w.KH, w.KW)  # one of a line of places has KH left out
-        rows = weight.transpose(0, 2, 3, 1).reshape(w.groups, w.N // w.groups, w.K)
-        packed = {"weight": np.concatenate([pack_panels(group, NR) for group in rows])}
-        if w.bias:
-            groups = np.asarray(weights["bias"]).reshape(w.groups, -1, 1)
-            packed["bias"] = np.concatenate([pack_panels(group, NR)[:, 0] for group in groups])
+        NR = int(config["NV"]) * target.lanes
+        packed = {"weight": weight_panels(workload, weights["weight"], NR).astype(np.float32, copy=False)}
+        if workload.bias:
+            packed["bias"] = bias_panels(workload, weights["bias"], NR).astype(np.float32, copy=False)
         return packed
 
     def layout(self, workload: ConvWorkload, config: Config, target: Target) -> str:
         return f"conv.{int(config['NV']) * target.lanes}.{workload.groups}"
 
     def build(self, workload: ConvWorkload, target: Target, config: Config) -> Any:
-        return _Kernel(workload, target, config).build()
+        return ConvKernel(workload, target, config).build()
 
     def reference(self, workload: ConvWorkload, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Any]) -> Arrays:
         w = workload
@@ -108,6 +105,19 @@ class Conv(Template):
         return [workload.sizes(B, OH, OW) for B, OH in ((1, 3), (2, 1)) for OW in (*range(1, 18), 31)]
 
 
+def weight_panels(w: ConvWorkload, weight: np.ndarray, NR: int) -> np.ndarray:
+    """[N, C / groups, KH, KW], or without KH where that is 1, -> [panels, K, NR]."""
+    rows = np.asarray(weight).reshape(w.N, -1, w.KH, w.KW).transpose(0, 2, 3, 1)
+    groups = rows.reshape(w.groups, w.N // w.groups, w.K)
+    return np.concatenate([pack_panels(group, NR) for group in groups])
+
+
+def bias_panels(w: ConvWorkload, bias: np.ndarray, NR: int) -> np.ndarray:
+    """[N] -> [panels, NR]."""
+    groups = np.asarray(bias).reshape(w.groups, -1, 1)
+    return np.concatenate([pack_panels(group, NR)[:, 0] for group in groups])
+
+
 @dataclass(frozen=True)
 class _Block:
     """Where a body works: its panel, its number among the panel's blocks, and where x and y begin."""
@@ -118,8 +128,13 @@ class _Block:
     y: Any
 
 
-class _Kernel:
-    """One kernel under construction: what the pieces of its body share."""
+class ConvKernel:
+    """One kernel under construction: what the pieces of its body share. Numbers and their products are the float32
+    kernel's; `integer` has others."""
+
+    name = "conv"
+    unit = 1  # terms of a sum that one multiplication takes
+    dtypes: Mapping[str, str] = {"x": "float32", "weight": "float32", "bias": "float32", "y": "float32"}
 
     def __init__(self, workload: ConvWorkload, target: Target, config: Config) -> None:
         self.workload, self.simd = workload, Simd(target)
@@ -131,13 +146,14 @@ class _Kernel:
         whole = workload.groups == 1 and workload.DW == 1
         channels = workload.C // workload.groups
         self.taps = (workload.KH, 1) if whole else (workload.KH, workload.KW)
-        self.run = workload.KW * channels if whole else channels
+        run = workload.KW * channels if whole else channels
+        self.run, self.units = run, run // self.unit
         w = workload
         self.rows = min(w.OH, max(1, self.MR // w.OW)) if w.OH and w.OW else 1  # of one block
         # Prefetches in a step, such that one image's blocks fetch a panel. Where blocks are many, the first one's
         # waiting weighs little, and less than the prefetches of all the others.
         blocks = -(-w.OH // self.rows) * -(-w.OW // self.MR) if w.OH and w.OW else 0
-        lines = self.KU * self.NR // _LINE
+        lines = self.KU * self.NR * 4 // _LINE
         self.fetches = -(-lines // blocks) if 0 < blocks <= _FEW and target.l1_bytes < 4 * w.K * self.NR else 0
 
     def build(self) -> Any:
@@ -145,11 +161,12 @@ class _Kernel:
         panels = w.groups * self.panels
         with IRBuilder() as ib:
             with T.prim_func(s_tir=True):
-                T.func_name("conv")
+                T.func_name(self.name)
                 T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
                 inputs = {arg.name: T.arg(arg.name, T.handle()) for arg in w.inputs()}
-                self.weight = T.arg("weight", T.Buffer((panels, w.K, self.NR), "float32"))
-                self.bias = T.arg("bias", T.Buffer((panels, self.NR), "float32")) if w.bias else None
+                packed = (panels, w.K // self.unit, self.unit * self.NR)
+                self.weight = T.arg("weight", T.Buffer(packed, self.dtypes["weight"]))
+                self.bias = T.arg("bias", T.Buffer((panels, self.NR), self.dtypes["bias"])) if w.bias else None
                 y = T.arg("y", T.handle())
                 B, H, W = T.int64(), w.H or T.int64(), w.W or T.int64()
                 OH, OW = w.OH or T.int64(), w.OW or T.int64()
@@ -157,7 +174,10 @@ class _Kernel:
                 handles = {"x": (inputs["x"], (B, H, W, w.C)), "y": (y, out)}
                 if w.residual:
                     handles["residual"] = inputs["residual"], out
-                buffers = {name: T.match_buffer(handle, shape, "float32") for name, (handle, shape) in handles.items()}
+                buffers = {
+                    name: T.match_buffer(handle, shape, self.dtypes["x" if name == "x" else "y"])
+                    for name, (handle, shape) in handles.items()
+                }
                 runs = {name: flat(buffer) for name, buffer in buffers.items()}
                 self.x, self.y, self.residual = runs["x"], runs["y"], runs.get("residual")
                 self.W, self.OW = W, OW
@@ -182,27 +202,24 @@ class _Kernel:
 
     def _block(self, at: _Block, rows: int, columns: int) -> None:
         """One panel's outputs of rows x columns pixels."""
-        w, simd, NV, KU, run = self.workload, self.simd, self.NV, self.KU, self.run
+        w, NV, KU, units = self.workload, self.NV, self.KU, self.units
         pixels = list(product(range(rows), range(columns)))
         chains = 1
         while chains * len(pixels) * NV < _CHAINS and chains < KU:
             chains *= 2
-        acc = [[[simd.reg() for _ in range(NV)] for _ in pixels] for _ in range(chains)]
-        for register in (r for chain in acc for pixel in chain for r in pixel):
-            register.v = simd.f32(0)
+        acc = [[[self.zero() for _ in range(NV)] for _ in pixels] for _ in range(chains)]
         group = T.bind(T.floordiv(at.panel, T.int64(self.panels))) if w.groups > 1 else 0
         start = T.bind(at.x + group * (w.C // w.groups))
 
         def step(tap: Any, x: Any, k: Any, chain: list[list[Reg]]) -> None:
-            """One term of all sums: the k-th float of a tap's run, which for the first pixel begins at x."""
-            place = tap * run + k
-            weight = [T.bind(self.weight[at.panel, place, simd.span(v * simd.lanes)]) for v in range(NV)]
+            """The k-th multiplication of all sums in a tap's run, which for the first pixel begins at x."""
+            weight = [T.bind(self.weights(at.panel, tap * units + k, v)) for v in range(NV)]
             for (i, j), sums in zip(pixels, chain, strict=True):
-                a = T.bind(simd.splat(self.x[x + (i * w.SH * self.W + j * w.SW) * w.C + k]))
+                a = T.bind(self.pixel(x + (i * w.SH * self.W + j * w.SW) * w.C + k * self.unit))
                 for v in range(NV):
-                    sums[v].v = simd.fma(weight[v], a, sums[v].v)
+                    sums[v].v = self.multiply(weight[v], a, sums[v].v)
 
-        steps = run // KU
+        steps = units // KU
         with T.serial(0, self.taps[0]) as kh, T.serial(0, self.taps[1]) as kw:
             tap = kh * self.taps[1] + kw
             x = T.bind(start + (kh * w.DH * self.W + kw * w.DW) * w.C)
@@ -211,18 +228,39 @@ class _Kernel:
                     self._fetch(at, (at.place * self.taps[0] * self.taps[1] + tap) * steps + ko)
                 for ku in range(KU):
                     step(tap, x, ko * KU + ku, acc[ku % chains])
-            for k in range(run // KU * KU, run):
+            for k in range(units // KU * KU, units):
                 step(tap, x, k, acc[k % chains])
         for chain, m, v in product(acc[1:], range(len(pixels)), range(NV)):
             acc[0][m][v].v = acc[0][m][v].v + chain[m][v].v
         self._finish(at, group, pixels, acc[0])
 
+    # -- numbers ------------------------------------------------------------------------------------------------
+    def zero(self) -> Reg:
+        register = self.simd.reg()
+        register.v = self.simd.f32(0)
+        return register
+
+    def weights(self, panel: Any, k: Any, v: int) -> Any:
+        return self.weight[panel, k, self.simd.span(v * self.simd.lanes)]
+
+    def pixel(self, at: Any) -> Any:
+        """The number of x at `at`, in every lane."""
+        return self.simd.splat(self.x[at])
+
+    def multiply(self, weight: Any, x: Any, acc: Any) -> Any:
+        return self.simd.fma(weight, x, acc)
+
+    def activate(self, value: Any) -> Any:
+        return epilogue.apply(self.simd, self.workload.activation, value)
+
+    # -- pieces of a body ---------------------------------------------------------------------------------------
     def _fetch(self, at: _Block, step: Any) -> None:
         """Step `step` of all that a panel's blocks take fetches its part of the next panel, as long as there is one."""
-        last = self.workload.K * self.NR // _LINE - 1
+        each = _LINE * self.unit // 4  # elements of a line: 16 floats, or 64 bytes that are multiplied by fours
+        last = self.workload.K * self.NR // each - 1
         for i in range(self.fetches):
             line = T.min(step * self.fetches + i, T.int64(last))
-            self.simd.prefetch(self.weight[at.panel + 1, 0, line * _LINE])
+            self.simd.prefetch(self.weight[at.panel + 1, 0, line * each])
 
     def _finish(self, at: _Block, group: Any, pixels: list[tuple[int, int]], acc: list[list[Reg]]) -> None:
         """Bias, residual, activation, store."""
@@ -245,7 +283,7 @@ class _Kernel:
                 self._store(y, pixels, acc, left)
 
     def _store(self, y: Any, pixels: list[tuple[int, int]], acc: list[list[Reg]], width: int) -> None:
-        simd, activation = self.simd, self.workload.activation
+        simd = self.simd
         for (i, j), pixel in zip(pixels, acc, strict=True):
             for v, start in enumerate(range(0, width, simd.lanes)):
                 n = min(simd.lanes, width - start)
@@ -257,12 +295,12 @@ class _Kernel:
                     part.v = pixel[v].v
                     T.buffer_store(part.buffer, part.buffer[simd.span(0, n)] + self.residual[place], [simd.span(0, n)])
                     pixel[v] = part
-                pixel[v].v = epilogue.apply(simd, activation, pixel[v].v)
+                pixel[v].v = self.activate(pixel[v].v)
                 T.buffer_store(self.y, pixel[v].v if n == simd.lanes else self._part(pixel[v], n), [place])
 
     def _part(self, register: Reg, n: int) -> Any:
         """The first n lanes. They are taken from a copy, or LLVM would keep the accumulator itself in memory."""
-        copy = self.simd.reg()
+        copy = self.zero()
         copy.v = register.v
         return copy.buffer[self.simd.span(0, n)]
 

@@ -16,6 +16,8 @@ from llmc.fuse import fuse
 from llmc.graph import Editor
 from llmc.importer import import_model
 from llmc.quantize import quantize
+from llmc.select import select
+from llmc.targets.x86 import AVX2, AVX512
 from tests.fuse.test_channels_last import Net
 
 SHAPE = [2, 3, 17, 16]
@@ -61,9 +63,24 @@ def test_equals_onnxruntime(quantised: Path) -> None:
         np.testing.assert_array_equal(model(x=images(seed)), session.run(None, {"x": images(seed)})[0])
 
 
-def test_float_kernels_do_it(quantised: Path) -> None:
-    ops = Counter(node.op for node in fuse(quantize(import_model(quantised), None)).nodes)
-    assert (ops["Conv"], ops["Window"], ops["QLinearConv"], ops["Transpose"]) == (3, 2, 0, 1)
+def test_kernels_do_it(quantised: Path) -> None:
+    """Bytes by VNNI where the target has it, else by way of floats; three channels never fill its steps of four."""
+    graph = fuse(quantize(import_model(quantised), None))
+    ops = Counter(node.op for node in graph.nodes)
+    assert (ops["IntegerConv"], ops["Window"], ops["QLinearConv"], ops["Transpose"]) == (3, 2, 0, 1)
+    unsigned = any(graph.types[node.inputs[0]].dtype == "uint8" for node in graph.nodes if node.op == "IntegerConv")
+    for target, expected in ((AVX512, 2 if unsigned else 0), (AVX2, 0)):
+        plan = select({"main": graph}, target)
+        kernels = [k.template.name for kernels in plan.kernels.values() for k in kernels]
+        assert kernels.count("integer_conv") == expected
+        assert kernels.count("integer_conv") + kernels.count("conv") == 3
+
+
+def test_avx2_equals_onnxruntime(quantised: Path) -> None:
+    path = quantised.with_suffix(".avx2.llmc")
+    llmc.compile(quantised, target="x86-avx2").save(path)
+    session = onnxruntime.InferenceSession(quantised, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(llmc.load(path)(x=images(12)), session.run(None, {"x": images(12)})[0])
 
 
 def test_sums_that_could_overflow_stay_integers(quantised: Path) -> None:
