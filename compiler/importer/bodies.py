@@ -1,8 +1,7 @@
-"""If and Loop that run in the artifact: a subgraph becomes a graph of its own, an attribute of a node in domain llmc.
+"""Bodies that run in the artifact: a subgraph becomes a graph of its own, an attribute of a node in domain llmc.
 
 A body reads what is around it by further inputs. A loop's body may mention the symbols around it; a state whose size
-the loop changes has sizes of its own in the body, which are found whenever it runs. In a branch all sizes are its own
-(`own_sizes`).
+the loop changes has sizes of its own in the body, which are found whenever it runs. An If is in `branches`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from llmc.graph import LLMC, Dim, Graph, Node, TensorType, prune
 from llmc.importer.opening import Refused, Tracer, is_lost, prefix_of, scalar
-from llmc.importer.own_sizes import OwnSizes
+from llmc.importer.own_sizes import SAME, SameSizes
 from llmc.importer.types import UNCOMPILED
 from llmc.ops.context import MEASURED, SHAPE_VALUE, bind, symbols
 from llmc.ops.functions import Size
@@ -41,82 +40,10 @@ SIDES = ("then", "else")
 
 
 @dataclass(frozen=True)
-class _Body:
+class Body:
     graph: Graph
     own: frozenset[Any]  # symbols that are found in it
     sizes: tuple[Size, ...]  # what it is told of the others that it mentions
-
-
-@dataclass(frozen=True)
-class _Side:
-    """A branch, what its inputs are called around it, and what it gives, in symbols around it as far as there are."""
-
-    body: _Body
-    inputs: tuple[str, ...]
-    types: list[TensorType]
-
-
-# -- If ---------------------------------------------------------------------------------------------------------
-def run_if(tracer: Tracer, node: Node, branch: Branch) -> None:
-    """Add an If that chooses when it runs; `branch` opens the one of a name. Raises Refused.
-
-    Each branch has sizes of its own. Where the two give tensors of other ranks that way, they are tried once more in
-    the sizes around them: what one demands may decide the condition, as a Squeeze does that stands behind a test for 1.
-    """
-    _check_one(tracer, node.inputs[0], "bool")
-    mark, prefixes = tracer.mark(), [prefix_of(node, name) for name in SIDES]
-    one, other = (OwnSizes(tracer, prefix) for prefix in prefixes)
-    sides = _visited(tracer, node, branch, prefixes, [one, other])
-    one.check_both(other)
-    if sides is not None and not _alike(sides):
-        tracer.back_to(mark)
-        sides = _visited(tracer, node, branch, [f"{prefix}<together>/" for prefix in prefixes], [None, None])
-    if sides is None:
-        return
-    if not _alike(sides):
-        one, other = next((a, b) for a, b in zip(*(s.types for s in sides), strict=True) if not _fit(a, b))
-        raise Refused(f"its condition is known at run time only, and its branches give {one} and {other}")
-    types = [
-        _outside(tracer, prefix_of(node, f"<output {n}>"), one, other, [s.body for s in sides], node.outputs)
-        for n, (one, other) in enumerate(zip(*(s.types for s in sides), strict=True))
-    ]
-    attrs = {name: side.body.graph for name, side in zip(SIDES, sides, strict=True)}
-    attrs |= {"types": tuple(types), "sizes": tuple(side.body.sizes for side in sides)}
-    inputs = (node.inputs[0], *(i for side in sides for i in side.inputs))
-    _add(tracer, Node("If", inputs, node.outputs, attrs, LLMC, node.name, 1), types)
-
-
-def _visited(
-    tracer: Tracer, node: Node, branch: Branch, prefixes: Sequence[str], sizes: Sequence[OwnSizes | None]
-) -> list[_Side] | None:
-    """Both branches. None where something in them failed. Raises Refused."""
-    results, recorded = [], []
-    for name, prefix, own in zip(SIDES, prefixes, sizes, strict=True):
-        with tracer.recorded() as nodes:
-            results.append(branch(name, prefix, own.read if own else lambda outer: outer))
-        recorded.append(nodes)
-    if is_lost(tracer, node, [*results[0], *results[1]]):
-        return None
-    sides = []
-    for prefix, outputs, nodes, own in zip(prefixes, results, recorded, sizes, strict=True):
-        _check_tensors(tracer, outputs)
-        body = _body(tracer, prefix.removesuffix("/"), [], nodes, outputs, own)
-        types = [tracer.emitter.graph_types[o] for o in outputs]
-        if own is not None:
-            types = [replace(t, shape=tuple(map(own.outside, t.shape))) for t in types]
-        if own is None:
-            sides.append(_Side(body, body.graph.inputs, types))
-        else:
-            sides.append(_Side(body, tuple(map(own.around, body.graph.inputs)), types))
-    return sides
-
-
-def _fit(one: TensorType, other: TensorType) -> bool:
-    return one.dtype == other.dtype and len(one.shape) == len(other.shape)
-
-
-def _alike(sides: Sequence[_Side]) -> bool:
-    return all(map(_fit, *(side.types for side in sides)))
 
 
 # -- Loop -------------------------------------------------------------------------------------------------------
@@ -125,9 +52,9 @@ def run_loop(
 ) -> tuple[list[str], list[str]] | None:
     """Add a Loop of as many iterations as it turns out to have; returns the names of its last states and of what it
     collected, along a new first axis. None where something in its body failed. Raises Refused."""
-    _check_one(tracer, limit, "int64")
-    _check_one(tracer, condition, "bool")
-    _check_tensors(tracer, states)
+    check_one(tracer, limit, "int64")
+    check_one(tracer, condition, "bool")
+    check_tensors(tracer, states)
     prefix = prefix_of(node, "<loop>")
     types, own, turn = [tracer.emitter.graph_types[s] for s in states], 0, 0
     while True:  # ends: every round more sizes are the body's own
@@ -141,7 +68,7 @@ def run_loop(
             made = visit(iteration, formals, f"{prefix}{turn}/")
         if is_lost(tracer, node, made.names):
             return None
-        _check_tensors(tracer, made.names)
+        check_tensors(tracer, made.names)
         types = [
             _widened(tracer, f"{prefix}<{n}>", type_, tracer.emitter.graph_types[result], prefix)
             for n, (type_, result) in enumerate(zip(types, made.states, strict=True))
@@ -151,14 +78,14 @@ def run_loop(
             break
         tracer.back_to(mark)
         turn += 1
-    body = _body(tracer, f"{prefix}body", [iteration, *formals], nodes, made.names)
+    body = body_of(tracer, f"{prefix}body", [iteration, *formals], nodes, made.names)
     outputs = [
         f"{prefix}<{kind} {n}>"
         for kind, names in (("state", states), ("collected", made.elements))
         for n in range(len(names))
     ]
     results = [
-        _outside(tracer, name, tracer.emitter.graph_types[state], type_, [body], outputs)
+        outside(tracer, name, tracer.emitter.graph_types[state], type_, [body], outputs)
         for name, state, type_ in zip(outputs, states, types, strict=False)
     ]
     attrs: dict[str, Any] = {"body": body.graph, "types": tuple(results), "sizes": (body.sizes,)}
@@ -169,13 +96,13 @@ def run_loop(
             count = _measured(tracer, f"{prefix}<count>", outputs)
             attrs[MEASURED] = (count,)
         elements = [
-            _outside(tracer, name, body.graph.types[e], body.graph.types[e], [body], outputs)
+            outside(tracer, name, body.graph.types[e], body.graph.types[e], [body], outputs)
             for name, e in zip(outputs[len(states) :], made.elements, strict=True)
         ]
         attrs["elements"] = tuple(elements)
         results += [TensorType((count, *e.shape), e.dtype) for e in elements]
     inputs = (limit, condition, *states, *body.graph.inputs[1 + len(states) :])
-    _add(tracer, Node("Loop", inputs, tuple(outputs), attrs, LLMC, node.name, 1), results)
+    add(tracer, Node("Loop", inputs, tuple(outputs), attrs, LLMC, node.name, 1), results)
     return outputs[: len(states)], outputs[len(states) :]
 
 
@@ -210,14 +137,14 @@ def _count(tracer: Tracer, limit: str, condition: str, going: str) -> Dim | None
 
 
 # -- graphs and types -------------------------------------------------------------------------------------------
-def _body(
+def body_of(
     tracer: Tracer,
     name: str,
     formals: Sequence[str],
     nodes: Sequence[Node],
     outputs: Sequence[str],
-    sizes: OwnSizes | None = None,
-) -> _Body:
+    sizes: SameSizes = SAME,
+) -> Body:
     """The recorded nodes as a graph; its inputs are `formals`, and then what it reads of what is around it."""
     emitter = tracer.emitter
     made = {*formals, *(o for n in nodes for o in n.outputs)}
@@ -239,11 +166,8 @@ def _body(
     read = dict.fromkeys(i for i in (*(i for n in graph.nodes for i in n.inputs if i), *outputs) if i not in found)
     graph = replace(graph, inputs=(*formals, *read))
     own = frozenset(s for s, maker in emitter.measured.items() if maker in found)
-    mentioned = [s for s in _mentioned(graph) if s not in own]
-    if sizes is None:
-        return _Body(graph, own, tuple(Size(s, s) for s in mentioned))
-    graph, told = sizes.entered(graph, set(mentioned))
-    return _Body(graph, own, told)
+    graph, told = sizes.entered(graph, [s for s in _mentioned(graph) if s not in own])
+    return Body(graph, own, told)
 
 
 def _shape_value(tracer: Tracer, name: str) -> Node:
@@ -274,8 +198,8 @@ def _measured(tracer: Tracer, name: str, makers: Sequence[str]) -> Dim:
     return dim
 
 
-def _outside(
-    tracer: Tracer, name: str, one: TensorType, other: TensorType, bodies: Sequence[_Body], makers: Sequence[str]
+def outside(
+    tracer: Tracer, name: str, one: TensorType, other: TensorType, bodies: Sequence[Body], makers: Sequence[str]
 ) -> TensorType:
     """The type of what is `one` or `other`, depending on data, in terms of what is known around the bodies."""
     shape = []
@@ -286,21 +210,21 @@ def _outside(
     return TensorType(tuple(shape), one.dtype)
 
 
-def _add(tracer: Tracer, node: Node, types: Sequence[TensorType]) -> None:
+def add(tracer: Tracer, node: Node, types: Sequence[TensorType]) -> None:
     for output, type_ in zip(node.outputs, types, strict=True):
         if output:
             tracer.variable(output, type_)
     tracer.add(node)
 
 
-def _check_one(tracer: Tracer, name: str, dtype: str) -> None:
+def check_one(tracer: Tracer, name: str, dtype: str) -> None:
     """Raises Refused for a number or flag that is none."""
     type_ = tracer.emitter.graph_types.get(name) if name else None
     if name and (type_ is None or type_.dtype != dtype or any(d != 1 for d in type_.shape if isinstance(d, int))):
         raise Refused(f"'{name}' is {type_ or 'no tensor'}, where one {dtype} is needed")
 
 
-def _check_tensors(tracer: Tracer, names: Sequence[str]) -> None:
+def check_tensors(tracer: Tracer, names: Sequence[str]) -> None:
     """Raises Refused for what only exists at import."""
     for name in names:
         if name in tracer.groups:

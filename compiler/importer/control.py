@@ -1,6 +1,7 @@
 """Control flow at import: an If whose condition is known is its branch, a short loop is its body as often as it runs.
 
-What data decides, and what runs too often to be written out, becomes a node with bodies of its own (`bodies`).
+What data decides, and what runs too often to be written out, becomes a node with bodies of its own (`bodies`,
+`branches`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from functools import partial
 from onnx import GraphProto
 
 from llmc.graph import Dim, Node
-from llmc.importer.bodies import Iteration, Visit, run_if, run_loop
+from llmc.importer.bodies import Iteration, Visit, run_loop
+from llmc.importer.branches import run_if
 from llmc.importer.lists import run_with_lists
 from llmc.importer.opening import (
     Refused,

@@ -7,6 +7,7 @@ a range.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +22,35 @@ from llmc.tvm_shim import substitute, tirx
 _INFINITE = 2**31 - 1  # what `bind` takes for no greatest size
 
 
-class OwnSizes:
-    """What a branch sees of what is around it. `prefix` begins the names of its values and sizes."""
+class SameSizes:
+    """What a body sees of what is around it: all as it is there."""
+
+    def read(self, name: str) -> str:
+        """What a value around the body is called in it."""
+        return name
+
+    def around(self, name: str) -> str:
+        """What a value that the body reads is called around it."""
+        return name
+
+    def outside(self, dim: Dim) -> Dim:
+        """A dimension in the body in the symbols around it; symbols that are only found in the body stay."""
+        return dim
+
+    def entered(self, graph: Graph, mentioned: Sequence[Any]) -> tuple[Graph, tuple[Size, ...]]:
+        """The body's graph, complete, and the sizes that it is told; `mentioned` are the symbols in the graph."""
+        return graph, tuple(Size(s, s) for s in mentioned)
+
+
+SAME = SameSizes()
+
+
+class OwnSizes(SameSizes):
+    """The same, where all symbols are the body's own. `prefix` begins the names of its values and sizes.
+
+    Values have names of their own where symbols are in their types, where they are known up to symbols, and where they
+    are lists.
+    """
 
     def __init__(self, tracer: Tracer, prefix: str) -> None:
         self._tracer, self._prefix = tracer, prefix
@@ -30,7 +58,6 @@ class OwnSizes:
         self._inside: dict[str, str] = {}  # a value around the branch -> its name inside
 
     def read(self, name: str) -> str:
-        """A value's name inside: its own where it has a symbol in its type, is a list, or is known up to symbols."""
         emitter, groups = self._tracer.emitter, self._tracer.groups
         if name in self._inside:
             return self._inside[name]
@@ -51,7 +78,6 @@ class OwnSizes:
         return own
 
     def around(self, name: str) -> str:
-        """What a value that the branch reads is called around it."""
         return next((outer for outer, inner in self._inside.items() if inner == name), name)
 
     # -- sizes --------------------------------------------------------------------------------------------------
@@ -63,7 +89,6 @@ class OwnSizes:
         return _replaced(dim, self._sizes)
 
     def outside(self, dim: Dim) -> Dim:
-        """A dimension in the branch in the symbols around it; symbols that are only found in it stay."""
         found = {d: s for s, d in self._sizes.items() if isinstance(d, tirx.Var) and d.name == self._name(s)}
         return _replaced(dim, found)
 
@@ -84,11 +109,11 @@ class OwnSizes:
     def check_both(self, other: OwnSizes) -> None:
         """What two branches both demand, of which one is taken, holds around them: raises Unify or Narrow for that."""
         emitter = self._tracer.emitter
-        for symbol in self._sizes.keys() & other._sizes.keys() - emitter.measured.keys():
+        for symbol in [s for s in self._sizes if s in other._sizes and s not in emitter.measured]:
             one, two = self._sizes[symbol], other._sizes[symbol]
             demand = self.outside(one)
             if not emitter.same(demand, symbol):
-                if emitter.same(demand, other.outside(two)) and not emitter.measured.keys() & set(symbols(demand)):
+                if emitter.same(demand, other.outside(two)) and not any(s in emitter.measured for s in symbols(demand)):
                     raise Unify(symbol, demand)
             elif isinstance(two, tirx.Var):
                 (low, high), (least, greatest) = self._bounds(one), self._bounds(two)
@@ -96,29 +121,16 @@ class OwnSizes:
                 if wide != self._bounds(symbol):
                     raise Narrow(symbol, wide)
 
-    # -- the branch as a graph ----------------------------------------------------------------------------------
-    def entered(self, graph: Graph, mentioned: set[Any]) -> tuple[Graph, tuple[Size, ...]]:
-        """The branch's graph, with its symbols' bounds, and the sizes that it is told, symbols first.
-
-        `mentioned` are the symbols in the graph. A size that only data decides is known once its maker has run: the
-        branch reads that too.
-        """
-        emitter = self._tracer.emitter
+    def entered(self, graph: Graph, mentioned: Sequence[Any]) -> tuple[Graph, tuple[Size, ...]]:
+        """The graph has its symbols' bounds then."""
         bounds = {s: self._bounds(d) for s, d in self._sizes.items() if isinstance(d, tirx.Var)}
         demands = {s for s in self._sizes if s not in bounds or bounds[s] != self._bounds(s)}
-        needed = mentioned.union(*(symbols(self._sizes[s]) for s in demands))
+        needed = set(mentioned).union(*(symbols(self._sizes[s]) for s in demands))
         told = [Size(s, d) for s, d in self._sizes.items() if s in demands or d in needed]
         told.sort(key=lambda size: size.around not in bounds)
         told += [Size(s, _nearest(d, *bounds[s])) for s, d in told if s in demands and s in bounds]
-        makers = [emitter.measured[size.around] for size in told if size.around in emitter.measured]
-        more = [i for i in dict.fromkeys(map(self.read, makers)) if i not in graph.inputs]
-        graph = replace(
-            graph,
-            inputs=(*graph.inputs, *more),
-            types={**graph.types, **{i: emitter.graph_types[i] for i in more}},
-            symbols={self._sizes[s].name: limits for s, limits in bounds.items() if limits != (0, None)},
-        )
-        return graph, tuple(told)
+        limits = {self._sizes[s].name: limit for s, limit in bounds.items() if limit != (0, None)}
+        return replace(graph, symbols=limits), tuple(told)
 
 
 def _nearest(symbol: Any, least: int, greatest: int | None) -> Dim:

@@ -37,10 +37,10 @@ _LEAF = 4  # iterations at a time: each keeps a version of the states until the 
 
 # -- If ---------------------------------------------------------------------------------------------------------
 def _if(ctx: Context) -> tuple[Expr, ...]:
-    """Inputs: a flag of one element, and what each branch reads. Only the branch taken is computed."""
+    """Inputs: a flag of one element, what each branch reads, and what makes sizes that they are told. Only the branch taken is computed."""
     sides = zip(("then", "else"), ctx.attr("sizes"), strict=True)
     yes, no = (function_of(ctx, ctx.attr(name), name, told) for name, told in sides)
-    split, read = len(yes.inputs), 1 + len(ctx.attr("then").inputs)
+    split = len(yes.inputs)
     type_ = relax.TupleType([loose_type(t) for t in ctx.attr("types")])
     flag, *given = variables([FLAG, *yes.inputs, *no.inputs])
     steps = Steps()
@@ -51,7 +51,8 @@ def _if(ctx: Context) -> tuple[Expr, ...]:
     )
     choose = relax.Function([flag, *given], steps.end(steps.let(taken, type_)), type_)
     gv = ctx.bb.add_func(ctx.bb.normalize(choose), "choose")
-    one, other = (list(map(ctx.x, places)) for places in (range(1, read), range(read, len(ctx))))
+    places = iter(range(1, len(ctx)))
+    one, other = ([ctx.x(next(places)) for _ in ctx.attr(name).inputs] for name in ("then", "else"))
     made = ctx.emit(gv(reshape(ctx, ctx.x(), []), *one, *yes.more, *other, *no.more))
     return tuple(results_of(ctx, items_of(made, len(ctx.attr("types"))), ctx.attr("types")))
 

@@ -8,7 +8,7 @@ from typing import Any
 from llmc.ops.context import Context, Rule
 from llmc.ops.delegate import standard
 from llmc.ops.scalar import const
-from llmc.ops.tensor import elementwise, permute, shape_of
+from llmc.ops.tensor import cast, dtype_of, elementwise, permute, shape_of
 from llmc.tvm_shim import Expr, relax, te
 
 
@@ -43,6 +43,8 @@ def _activated(ctx: Context, kind: str, x: Expr) -> Expr:
         "gelu_tanh": relax.op.nn.gelu_tanh,
         "silu": relax.op.nn.silu,
     }
+    if dtype_of(x) == "float16" and kind.startswith("gelu"):  # whose erf and tanh no CPU has in half precision
+        return cast(ctx, ctx.emit(functions[kind](cast(ctx, x, "float32"))), "float16")
     return ctx.emit(functions[kind](x))
 
 

@@ -84,6 +84,15 @@ def _reduction(ctx: Context) -> str:
     return {"none": "update"}.get(mode, mode)
 
 
+_COMBINED: dict[str, Callable[[Any, Any], Any]] = {
+    "update": lambda old, new: new,
+    "add": lambda old, new: old + new,
+    "mul": lambda old, new: old * new,
+    "max": te.max,
+    "min": te.min,
+}
+
+
 def _scatter_elements(ctx: Context) -> Expr:
     axis, mode = ctx.axis(int(ctx.attr("axis", 0)), ctx.rank()), _reduction(ctx)
     indices = _places(ctx, ctx.x(1), lambda i: ctx.shape(0)[axis])
@@ -95,19 +104,25 @@ def _scatter_elements(ctx: Context) -> Expr:
 
 
 def _scatter_nd(ctx: Context) -> Expr:
-    """data with updates [..., rest] at the places of indices [..., n]."""
-    mode, data, index = _reduction(ctx), ctx.shape(0), ctx.shape(1)
-    depth = int(index[-1])
-    indices = ctx.x(1)
-    rows = reshape(ctx, indices, [product(index[:-1]), depth])
-    wrapped = _places(ctx, rows, lambda i: data[i])
-    updates = reshape(ctx, ctx.x(2), [product(index[:-1]), *data[depth:]])
-    columns = ctx.emit(op.permute_dims(wrapped, [1, 0]))
+    """data with updates [..., rest] at the places of indices [..., n], one after another: several may be one place."""
+    combine, data, index = _COMBINED[_reduction(ctx)], ctx.shape(0), ctx.shape(1)
+    depth, count = int(index[-1]), product(index[:-1])
+    places = _places(ctx, reshape(ctx, ctx.x(1), [count, depth]), lambda i: data[i])
 
-    def body(x: Any, indices: Any, updates: Any) -> Any:
-        return topi.scatter_nd(x, indices, updates, mode)
+    def nest(x: Any, places: Any, updates: Any, y: Any, count: Any, rest: Any, total: Any, *sizes: Any) -> None:
+        with T.parallel(0, total) as i:
+            y[i] = x[i]
+        with T.serial(0, count) as m:
+            row = te.const(0, "int64")
+            for n, size in enumerate(sizes):
+                row = row * size + places[m * depth + n]
+            with T.serial(0, rest) as r:
+                at = row * rest + r
+                y[at] = combine(y[at], updates[m * rest + r])
 
-    return compute(ctx, "scatter_nd", body, ctx.x(0), columns, updates)
+    dims = [count, product(data[depth:]), product(data), *data[:depth]]
+    (flat,) = loops(ctx, "scatter_nd", nest, [ctx.x(0), places, ctx.x(2)], [([dims[2]], ctx.dtype())], dims)
+    return reshape(ctx, flat, list(data))
 
 
 def _places(ctx: Context, indices: Expr, size_of: Callable[[int], Dim]) -> Expr:

@@ -68,7 +68,12 @@ def softplus(x: Any) -> Any:
 
 
 def gelu(x: Any) -> Any:
-    return const(x, 0.5) * x * (const(x, 1) + te.erf(x * const(x, math.sqrt(0.5))))
+    return const(x, 0.5) * x * (const(x, 1) + erf(x * const(x, math.sqrt(0.5))))
+
+
+def erf(x: Any) -> Any:
+    """Half precision takes the way of float32: LLVM has no erf for it."""
+    return te.erf(x.astype("float32")).astype("float16") if str(x.ty.dtype) == "float16" else te.erf(x)
 
 
 def gelu_tanh(x: Any) -> Any:
