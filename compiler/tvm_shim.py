@@ -71,9 +71,27 @@ def for_sizes(func: PrimFunc, shapes: Sequence[Sequence[int | str]], sizes: Sequ
 
 
 def with_plain_division(func: PrimFunc) -> PrimFunc:
-    """A function whose integer divisions round towards zero: the same one, if it divides no negative numbers."""
-    plain = [(tirx.FloorDiv, lambda e: tirx.Div(e.a, e.b)), (tirx.FloorMod, lambda e: tirx.Mod(e.a, e.b))]
-    return tvm_ffi.structural_map(func, plain, order="post")
+    """A function whose integer divisions round towards zero: the same one, if it divides no negative numbers.
+
+    Divisions of a difference stay as they are: simplification makes such of sums that were none, 2 + (-i) // 2 of
+    (4 - i) // 2.
+    """
+
+    def plain(kind: Any) -> Any:
+        return lambda e: e if _subtracts(e.a) else kind(e.a, e.b)
+
+    return tvm_ffi.structural_map(
+        func, [(tirx.FloorDiv, plain(tirx.Div)), (tirx.FloorMod, plain(tirx.Mod))], order="post"
+    )
+
+
+def _subtracts(expr: Any) -> bool:
+    """Is there a difference, or a negative factor, among the terms of a sum?"""
+    if isinstance(expr, tirx.Sub):
+        return True
+    if isinstance(expr, tirx.Mul):
+        return any(isinstance(part, tirx.IntImm) and part.value < 0 for part in (expr.a, expr.b))
+    return isinstance(expr, tirx.Add) and (_subtracts(expr.a) or _subtracts(expr.b))
 
 
 def with_root_block(func: PrimFunc) -> PrimFunc:

@@ -70,3 +70,17 @@ def test_plain_division_is_floor_division_of_no_negatives(a: int) -> None:
         out = tvm.runtime.tensor(np.zeros(4, np.int64))
         kernel(tvm.runtime.tensor(np.zeros(b, np.int64)), out)
         assert out.numpy().tolist() == [a // b, a % b, a // 7, a % 7]
+
+
+def test_divisions_that_simplification_makes_negative() -> None:
+    """(6 - i) // 2 becomes 3 + (-i) // 2 on its way to code, and rounded the wrong way there."""
+    with IRBuilder() as ib:
+        with T.prim_func(s_tir=True):
+            T.func_name("divide")
+            y = T.arg("y", T.Buffer((6,), "int64"))
+            with T.serial(0, T.int64(6)) as i:
+                T.buffer_store(y, (T.int64(6) - i) // T.int64(2), [i])
+    kernel = build_kernels({"kernel": ib.get()}, TvmTarget(TARGET.tvm()))["kernel"]
+    out = tvm.runtime.tensor(np.zeros(6, np.int64))
+    kernel(out)
+    assert out.numpy().tolist() == [(6 - i) // 2 for i in range(6)]

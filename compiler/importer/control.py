@@ -37,7 +37,8 @@ from llmc.ops.context import Unify
 from llmc.tvm_shim import tirx
 
 MAX_ITERATIONS = 1024  # of a loop that is written out
-MAX_UNROLLED = 4096  # nodes that it may be written out as
+MAX_UNROLLED = 4096  # nodes that it may be written out as, counted as they stand in its body
+MAX_VISITED = 2 * MAX_UNROLLED  # the same with all that they unfold into
 _ENDLESS = 2**63 - 1  # what exporters write for "as long as the condition holds"
 
 
@@ -87,7 +88,7 @@ def _unrolled(
     if times is not None and times > most:
         return None
     steps: list[Iteration] = []
-    going, mark = True, tracer.mark()
+    going, mark, before = True, tracer.mark(), tracer.visited()
     while going and len(steps) != times:
         prefix = prefix_of(node, len(steps))
         step = visit(constant(tracer, f"{prefix}<iteration>", len(steps)), states, prefix)
@@ -95,7 +96,9 @@ def _unrolled(
             return _Unrolled(states, [], failed=True)
         steps.append(step)
         further = number(tracer, step.going)
-        if further is None or (further and len(steps) == most and times is None):
+        more = bool(further) and len(steps) != times
+        long = len(steps) == most or tracer.visited() - before > MAX_VISITED  # with other loops inside of it
+        if further is None or (more and long):
             tracer.back_to(mark)
             return None
         going, states = bool(further), step.states

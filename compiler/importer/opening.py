@@ -41,6 +41,9 @@ class Tracer(Protocol):
 
     def visit(self, proto: NodeProto) -> None: ...
 
+    def visited(self) -> int:
+        """How many nodes have been visited, those of functions and of other bodies included."""
+
     def constant(self, name: str, array: np.ndarray) -> None: ...
 
     def variable(self, name: str, type_: TensorType) -> None: ...

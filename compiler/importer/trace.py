@@ -340,6 +340,9 @@ class _Opener:
     def visit(self, proto: NodeProto) -> None:
         self._trace._visit(proto, self._scope)
 
+    def visited(self) -> int:
+        return self._trace.visited
+
     def add(self, node: Node) -> None:
         self._trace.nodes.append(node)
 

@@ -44,6 +44,8 @@ def sized() -> list[WindowWorkload]:
         WindowWorkload(5, 3, 3, "depthwise", top=1, left=1, H=4, W=7, OH=4, OW=7, bias=True),
         WindowWorkload(5, 3, 3, "average", 2, 2, H=6, W=8, OH=3, OW=4),
         WindowWorkload(5, 3, 3, "max", 2, 2, H=6, W=8, OH=3, OW=4),
+        WindowWorkload(5, 2, 3, "depthwise", 1, 2, 2, 2, left=1, H=3, W=4, OH=3, OW=1),
+        WindowWorkload(5, 2, 2, "average", 1, 1, 2, 2, top=1, left=1, H=4, W=5, OH=4, OW=5),
         WindowWorkload(5, 2, 2, "average", top=1, left=1, H=3, W=3, OH=4, OW=4, count_pad=True),
     ]
 
