@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 # TVM's default is half of the logical cores, which is one thread on a 2-core machine without SMT; it is read once,
 # when the library's thread pool starts.
