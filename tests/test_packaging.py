@@ -77,7 +77,7 @@ def imported(folders: tuple[str, ...]) -> set[str]:
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found |= {(node.module or "").partition(".")[0]}
-    return found - set(sys.stdlib_module_names) - {f.stem for f in files} - {"llmc", "tests"}
+    return found - set(sys.stdlib_module_names) - {f.stem for f in files} - {"llmc", "tests", "benchmarks"}
 
 
 def brought(requirements: list[str]) -> set[str]:

@@ -125,7 +125,7 @@ def test_a_broken_default_spoils_its_own_task_only():
                 raise KernelError("its default configuration cannot be measured")
             return super().measure(task, configs, careful=careful)
 
-    broken, sound = tune([LARGE, SMALL], Broken(), Journal(), trials=16)
+    broken, sound = tune([LARGE, SMALL], Broken(), Journal(), trials=32)
     assert "cannot be measured" in broken.error and broken.verified is None and not broken.trials
     assert sound.verified and not sound.error
 
