@@ -35,6 +35,8 @@ def _unchanged(edit: Editor, node: Node) -> str | None:
         if not ones:
             return None
         source = other(node, ones[0])
+    if node.op == "Dropout" and node.input(2):
+        return None  # its rule looks at what the run says of training
     x, y = edit.types[source], edit.types[node.outputs[0]]
     same = len(x.shape) == len(y.shape) and all(map(same_dim, x.shape, y.shape))
     return source if same and x.dtype == y.dtype and not any(node.outputs[1:]) else None

@@ -8,7 +8,7 @@ import numpy as np
 
 from llmc.fuse.no_ops import drop_no_ops
 from llmc.importer import import_model
-from tests.importer.helpers import FLOAT, model, node, saved
+from tests.importer.helpers import BOOL, FLOAT, model, node, saved
 
 CONSTANTS = {"one": np.float32(1), "two": np.float32(2), "shape": np.array([0, 4])}
 
@@ -38,3 +38,10 @@ def test_what_changes_something_stays(tmp_path: Path) -> None:
 def test_outputs_keep_their_names(tmp_path: Path) -> None:
     nodes = [("Relu", "x", "a", {}), ("Identity", "a", "y", {}), ("Identity", "a", "z", {}), ("Identity", "x", "w", {})]
     assert left(tmp_path, *nodes, outputs=("y", "z", "w")) == ["Relu", "Identity", "Identity"]
+
+
+def test_dropout_that_a_run_may_turn_on_stays(tmp_path: Path) -> None:
+    inputs = [("x", FLOAT, ["n"]), ("training", BOOL, [])]
+    for given, left in (("x", 0), ("x _ training", 1)):
+        path = saved(tmp_path, model([node("Dropout", given, "d"), node("Abs", "d", "y")], inputs, ["y"]))
+        assert sum(n.op == "Dropout" for n in drop_no_ops(import_model(path)).nodes) == left
