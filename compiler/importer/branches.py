@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from llmc.graph import LLMC, Node, TensorType
 from llmc.importer.bodies import Body, add, body_of, check_one, check_tensors, outside
@@ -52,7 +53,7 @@ def run_if(tracer: Tracer, node: Node, visit: Visit) -> None:
         outside(tracer, prefix_of(node, f"<output {n}>"), a, b, [side.body for side in sides], node.outputs)
         for n, (a, b) in enumerate(zip(*(side.types for side in sides), strict=True))
     ]
-    attrs = {name: side.body.graph for name, side in zip(_SIDES, sides, strict=True)}
+    attrs: dict[str, Any] = {name: side.body.graph for name, side in zip(_SIDES, sides, strict=True)}
     attrs |= {"types": tuple(types), "sizes": tuple(side.body.sizes for side in sides)}
     told = (size.around for side in sides for size in side.body.sizes)
     makers = (tracer.emitter.measured[s] for s in told if s in tracer.emitter.measured)

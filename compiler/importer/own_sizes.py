@@ -19,6 +19,7 @@ from llmc.ops.context import Narrow, Unify, bind, symbols
 from llmc.ops.functions import Size
 from llmc.tvm_shim import substitute, tirx
 
+Bounds = tuple[int, int | None]
 _INFINITE = 2**31 - 1  # what `bind` takes for no greatest size
 
 
@@ -93,7 +94,7 @@ class OwnSizes(SameSizes):
         return _replaced(dim, found)
 
     def _name(self, symbol: Any) -> str:
-        return f"{self._prefix}<{symbol.name}>"
+        return f"{symbol.name} in {self._prefix}".removesuffix("/")
 
     def _own(self, symbol: Any) -> Dim:
         emitter, name = self._tracer.emitter, self._name(symbol)
@@ -102,7 +103,7 @@ class OwnSizes(SameSizes):
             bind(emitter.analyzer, dim, self._bounds(symbol))
         return dim
 
-    def _bounds(self, symbol: Any) -> tuple[int, int | None]:
+    def _bounds(self, symbol: Any) -> Bounds:
         known = self._tracer.emitter.analyzer.const_int_bound(symbol)
         return max(known.min_value, 0), known.max_value if known.max_value < _INFINITE else None
 
@@ -116,10 +117,12 @@ class OwnSizes(SameSizes):
                 if emitter.same(demand, other.outside(two)) and not any(s in emitter.measured for s in symbols(demand)):
                     raise Unify(symbol, demand)
             elif isinstance(two, tirx.Var):
-                (low, high), (least, greatest) = self._bounds(one), self._bounds(two)
-                wide = min(low, least), None if high is None or greatest is None else max(high, greatest)
-                if wide != self._bounds(symbol):
-                    raise Narrow(symbol, wide)
+                known, within = (
+                    self._bounds(symbol),
+                    _within(self._bounds(symbol), self._bounds(one), self._bounds(two)),
+                )
+                if within != known and (within[1] is None or within[0] <= within[1]):
+                    raise Narrow(symbol, within)
 
     def entered(self, graph: Graph, mentioned: Sequence[Any]) -> tuple[Graph, tuple[Size, ...]]:
         """The graph has its symbols' bounds then."""
@@ -129,8 +132,16 @@ class OwnSizes(SameSizes):
         told = [Size(s, d) for s, d in self._sizes.items() if s in demands or d in needed]
         told.sort(key=lambda size: size.around not in bounds)
         told += [Size(s, _nearest(d, *bounds[s])) for s, d in told if s in demands and s in bounds]
-        limits = {self._sizes[s].name: limit for s, limit in bounds.items() if limit != (0, None)}
+        own = [d for _, d in told if isinstance(d, tirx.Var)]
+        limits = {d.name: self._bounds(d) for d in own if self._bounds(d) != (0, None)}
         return replace(graph, symbols=limits), tuple(told)
+
+
+def _within(known: Bounds, one: Bounds, other: Bounds) -> Bounds:
+    """The sizes of a range that may lie in one of two others."""
+    greatest = None if one[1] is None or other[1] is None else max(one[1], other[1])
+    limits = [limit for limit in (known[1], greatest) if limit is not None]
+    return max(known[0], min(one[0], other[0])), min(limits, default=None)
 
 
 def _nearest(symbol: Any, least: int, greatest: int | None) -> Dim:

@@ -45,7 +45,7 @@ SHAPE_VALUE = "ShapeValue"  # in the domain llmc; attrs {"value": object array o
 class Unify(Exception):
     """Two dimensions must be equal for a node to make sense: the importer substitutes `symbol` and starts again."""
 
-    def __init__(self, symbol: Expr, value: Dim | tuple[int, int]) -> None:
+    def __init__(self, symbol: Expr, value: Dim | tuple[int, int | None]) -> None:
         super().__init__(f"{symbol} = {value}")
         self.symbol, self.value = symbol, value
 
@@ -53,7 +53,7 @@ class Unify(Exception):
 class Narrow(Unify):
     """The same, where several sizes do: the importer keeps to `value`, (least, greatest), and starts again."""
 
-    value: tuple[int, int]
+    value: tuple[int, int | None]
 
 
 class Context:
@@ -339,7 +339,7 @@ class Emitter:
 
 def _fixed(*dims: Dim) -> str | None:
     """What may help where dimensions are equal for some sizes alone."""
-    names = dict.fromkeys(s.name for dim in dims for s in symbols(dim))
+    names = dict.fromkeys(s.name.partition(" in ")[0] for dim in dims for s in symbols(dim))  # a branch's have more
     return f"a size of its own may do: --dim {' --dim '.join(f'{n}=SIZE' for n in names)}" if names else None
 
 

@@ -37,7 +37,8 @@ _LEAF = 4  # iterations at a time: each keeps a version of the states until the 
 
 # -- If ---------------------------------------------------------------------------------------------------------
 def _if(ctx: Context) -> tuple[Expr, ...]:
-    """Inputs: a flag of one element, what each branch reads, and what makes sizes that they are told. Only the branch taken is computed."""
+    """Inputs: a flag of one element, what each branch reads, and what makes the sizes that they are told. Only the
+    branch taken is computed."""
     sides = zip(("then", "else"), ctx.attr("sizes"), strict=True)
     yes, no = (function_of(ctx, ctx.attr(name), name, told) for name, told in sides)
     split = len(yes.inputs)

@@ -55,7 +55,13 @@ def _reason(error: Exception) -> str:
     found, needed = sizes.groups()
     if found == "-1":
         return "they ask for a tensor of sizes that are negative, or more than any memory holds"
-    return f"a size or flag that they decide is {found}, where the model needs {needed}"
+    shape = re.search(r"R\.Shape\(\[(.*)\]\).*shape\[(\d+)\]", text, re.DOTALL)
+    checked = re.split(r", (?![^(]*\))", shape[1])[int(shape[2])] if shape else ""
+    name = re.search(r"\w+_in_\w+", checked)  # of a branch, which has sizes of its own
+    if "T.max" in checked:
+        needed = f"at {'most' if int(found) > int(needed) else 'least'} {needed}"
+    what = f"size {name[0]}" if name else "a size or flag that they decide"
+    return f"{what} is {found}, where the model needs {needed}"
 
 
 class Model:
