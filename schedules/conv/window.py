@@ -154,8 +154,8 @@ class _Kernel:
         row, chunk = T.bind(T.floordiv(task, T.int64(self.chunks))), T.bind(T.floormod(task, T.int64(self.chunks)))
         b, oh = T.bind(T.floordiv(row, OH)), T.bind(T.floormod(row, OH))
         top = T.bind(oh * w.SH - w.top)  # may be negative: rows above x
-        low = opaque(self._steps(-top, w.DH)) if w.top else 0
-        high = opaque(T.min(self._steps(self.H - top, w.DH), T.int64(w.KH)))
+        low = opaque(_steps(-top, w.DH)) if w.top else 0
+        high = opaque(T.min(_steps(self.H - top, w.DH), T.int64(w.KH)))
         channel = opaque(T.min(chunk * self.taken, T.int64(w.C - self.taken)))
 
         def block(first: Any, count: int) -> None:
@@ -220,16 +220,10 @@ class _Kernel:
         if w.count_pad:
             return self._splat(1 / (w.KH * w.KW))
         start = T.bind(at.left + m * w.SW)
-        low = self._steps(-start, w.DW)
-        high = T.min(self._steps(self.W - start, w.DW), T.int64(w.KW))
+        low = _steps(-start, w.DW)
+        high = T.min(_steps(self.W - start, w.DW), T.int64(w.KW))
         places = T.max((at.high - at.low) * (high - low), T.int64(1))
         return self.simd.splat(T.bind(T.float32(1) / T.Cast("float32", places)), self.width)
-
-    def _steps(self, distance: Any, step: int) -> Any:
-        """How many steps until a distance is covered; none if it is negative. TVM must not see what is divided: of
-        (4 - row) / 2 it would make 2 + (-row) / 2, and kernels divide no negative numbers."""
-        room = self.opaque(T.max(distance, T.int64(0)))
-        return room if step == 1 else T.floordiv(room + (step - 1), T.int64(step))
 
     def _splat(self, value: float) -> Any:
         return self.simd.f32(value, self.width)
@@ -244,6 +238,15 @@ class _Kernel:
         T.buffer_store(whole.buffer, value, [self.simd.span(0, self.width)])
         whole.v = epilogue.apply(self.simd, kind, whole.v)
         return whole.buffer[self.simd.span(0, self.width)]
+
+
+def _steps(distance: Any, step: int) -> Any:
+    """How many steps until a distance is covered; none if it is negative.
+
+    Simplification makes differences of this that can be negative: `with_plain_division` leaves their divisions alone.
+    """
+    room = T.max(distance, T.int64(0))
+    return room if step == 1 else T.floordiv(room + (step - 1), T.int64(step))
 
 
 WINDOW = WindowTemplate()

@@ -60,6 +60,9 @@ def kernels(request: pytest.FixtureRequest) -> list[Kernel]:
     target: Target = request.param
     cases = [(w, SMALL) for kind, n in (("depthwise", 4), ("max", 3), ("average", 3)) for w in geometries(kind, 21)[:n]]
     cases += [(w, SMALL) for w in (*channels(target), *sized(), *epilogues())]
+    cases += [
+        (WindowWorkload(21, 3, 3, "average", DW=2, left=2), {"MR": 14, "NV": 1})
+    ]  # the most bodies that there are
     cases += [(w, WIDE) for w in geometries("depthwise", 2 * target.lanes + 3)[1:3]]
     return compile_kernels(WINDOW, [*cases, (WindowWorkload(70, 5, 5, top=2, left=2, OW=19, bias=True), None)], target)
 
