@@ -15,8 +15,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import llmc
+from benchmarks import conformance
 from llmc.fuse import fuse
 from llmc.importer import import_model
+from llmc.select import Plan
+from llmc.targets.x86 import AVX2
 from tests.graphs import Builder
 
 MS = "com.microsoft"
@@ -214,3 +217,15 @@ def test_what_is_left(saved: tuple[Case, Path]) -> None:
     ops = Counter(node.op for node in fuse(import_model(path)).nodes)
     assert {op: ops[op] for op in case.left} == case.left
     assert not ops["BatchNormalization"]
+
+
+def test_rules_compute_what_kernels_do(saved: tuple[Case, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a target has no kernels for is left to the fused operators' rules."""
+    case, path = saved
+    monkeypatch.setattr(conformance, "select", lambda functions, target: Plan(functions, {}))
+    graph = fuse(import_model(path))
+    (function,) = conformance.build_functions([graph], AVX2)
+    x = np.random.default_rng(7).standard_normal(case.sizes[0], np.float32)
+    wanted = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    for got, want in zip(function(x), wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * max(1.0, float(np.abs(want).max())))

@@ -12,11 +12,12 @@ import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import llmc
+from benchmarks import conformance
 from llmc.fuse import fuse
 from llmc.graph import Editor
 from llmc.importer import import_model
 from llmc.quantize import quantize
-from llmc.select import select
+from llmc.select import Plan, select
 from llmc.targets.x86 import AVX2, AVX512
 from tests.fuse.test_channels_last import Net
 
@@ -74,6 +75,13 @@ def test_kernels_do_it(quantised: Path) -> None:
         kernels = [k.template.name for kernels in plan.kernels.values() for k in kernels]
         assert kernels.count("integer_conv") == expected
         assert kernels.count("integer_conv") + kernels.count("conv") == 3
+
+
+def test_the_rule_equals_onnxruntime(quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformance, "select", lambda functions, target: Plan(functions, {}))
+    (function,) = conformance.build_functions([fuse(import_model(quantised))], AVX2)
+    session = onnxruntime.InferenceSession(quantised, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(function(images(13))[0], session.run(None, {"x": images(13)})[0])
 
 
 def test_avx2_equals_onnxruntime(quantised: Path) -> None:
