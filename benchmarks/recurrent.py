@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each engine and figure")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if unknown := set(args.ops.split(",")) - set(KINDS):
+        parser.error(f"no operator is called {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
     rows, cores = [], os.sched_getaffinity(0)
     for kind in args.ops.split(","):
         for text in args.shapes:

@@ -1,6 +1,6 @@
 """Convolutional networks against onnxruntime and OpenVINO in one interleaved run: graphs like ResNet and MobileNet.
 
-    python benchmarks/vision.py [--models resnet50,mobilenet_v2] [--json]
+    python benchmarks/vision.py [--models resnet50,mobilenet_v2] [--int8 QOperator] [--json]
 
 Weights are random: times do not depend on them. Graphs are written as exporters of trained networks write them, batch
 norms folded. Times are ms a call of one image, least and median of the rounds.
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import llmc
 from llmc.bench import Contestant, Result, Task, compare
@@ -147,14 +148,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(MODELS)}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=21)
+    parser.add_argument("--int8", choices=("QOperator", "QDQ"), help="let onnxruntime quantise the models first")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
+    if unknown := set(args.models.split(",")) - set(MODELS):
+        parser.error(f"no model is called {', '.join(sorted(unknown))}; known: {', '.join(MODELS)}")
     image = np.random.default_rng(1).standard_normal((1, 3, 224, 224), np.float32)
     found: dict[str, Any] = {}
     for name in args.models.split(","):
         with tempfile.TemporaryDirectory() as folder:
             path, artifact = Path(folder) / "model.onnx", Path(folder) / "model.llmc"
             onnx.save(MODELS[name](), path)
+            if args.int8:
+                path = _quantised(path, args.int8)
             llmc.compile(path).save(artifact)
             contestants = [
                 Contestant("llmc", artifact),
@@ -167,6 +173,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.json:
         json.dump(found, sys.stdout, indent=1)
     return 0
+
+
+class _Images(CalibrationDataReader):
+    """Two random images to find the ranges of activations with."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(2)
+        self.left = [{"image": rng.standard_normal((1, 3, 224, 224), np.float32)} for _ in range(2)]
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return self.left.pop() if self.left else None
+
+
+def _quantised(path: Path, kind: str) -> Path:
+    """uint8 activations and int8 weights with a scale for each output, as operators on integers or as Q/DQ pairs."""
+    made = path.with_suffix(f".{kind}.onnx")
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(path, made, _Images(), quant_format=QuantFormat[kind], per_channel=True, **types)
+    return made
 
 
 def _times(contestants: Sequence[Contestant], image: np.ndarray, threads: int, repeat: int) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Reg:
     """
 
     def __init__(self, lanes: int, dtype: str = "float32") -> None:
-        self.lanes = lanes
+        self.lanes, self.dtype = lanes, dtype
         self.buffer = T.alloc_buffer((lanes,), dtype)
 
     @property
@@ -75,6 +75,12 @@ class Reg:
     @v.setter
     def v(self, value: Any) -> None:
         T.buffer_store(self.buffer, value, [self._all()])
+
+    def part(self, n: int) -> Any:
+        """The first n lanes. They are taken from a copy, or LLVM would keep the register itself in memory."""
+        copy = Reg(self.lanes, self.dtype)
+        copy.v = self.v
+        return copy.buffer[0 if n == 1 else T.ramp(0, 1, n)]
 
     def _all(self) -> Any:
         return 0 if self.lanes == 1 else T.ramp(0, 1, self.lanes)  # TVM has no vectors of one lane

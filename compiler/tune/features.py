@@ -185,7 +185,7 @@ def task_vector(task: Task, point: Point, threads: int | None = None, foreign: b
         **{f"is_{name}": float(template.name == name) for name in _DESCRIBE},
         "foreign": float(foreign),
         "symmetric": float(fields.get("symmetric", True)),
-        "float_sums": float(fields.get("activations", "a32") == "a32"),
+        "float_sums": float(fields.get("activations", "a32") == "a32" and template.name != "integer_conv"),
         "vnni": float(target.dot == "vnni"),
     }
     extras = (fields.get("bias"), fields.get("residual"), fields.get("activation", "none") != "none")
@@ -194,7 +194,7 @@ def task_vector(task: Task, point: Point, threads: int | None = None, foreign: b
         "n": fields.get("N", fields.get("C", heads * head_dim)),
         "k": getattr(w, "K", fields.get("E", head_dim)),
         "keys": sizes.get("C", math.nan),
-        "bits": fields.get("bits", 32),
+        "bits": fields.get("bits", 8 if template.name == "integer_conv" else 32),
         "group_size": fields.get("group_size", math.nan),
         "heads": heads / fields.get("n_kv_heads", 1) if heads else math.nan,
         "halves": 2 if fields.get("activation") == "silu_mul" else 1,

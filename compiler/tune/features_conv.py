@@ -16,7 +16,9 @@ _CHAINS = 8  # sums that a convolution keeps in flight at least
 
 
 def conv(w: ConvWorkload, config: Config, target: Target, sizes: Mapping[str, int], threads: int) -> dict[str, float]:
-    """`schedules.conv.conv`: a matrix product whose rows are the pixels of a block."""
+    """`schedules.conv.conv`, and `integer` with bytes: a matrix product whose rows are the pixels of a block."""
+    integers = w.inputs()[0].dtype == "uint8"
+    size, unit = (1, 4) if integers else (4, 1)  # bytes of a number, and terms of one multiplication
     MR, NV, KU = (int(config[k]) for k in ("MR", "NV", "KU"))
     OH, OW, B = w.OH or sizes["OH"], w.OW or sizes["OW"], sizes["B"]
     tall = max(1, MR // OW) if w.OW else 1
@@ -28,7 +30,8 @@ def conv(w: ConvWorkload, config: Config, target: Target, sizes: Mapping[str, in
     while chains * rows * NV < _CHAINS and chains < KU:
         chains *= 2
     run = w.K // w.KH if w.groups == 1 and w.DW == 1 else w.C // w.groups
-    panel_bytes, x_bytes = 4 * w.K * width, 4 * B * w.C * (w.H or sizes["H"]) * (w.W or sizes["W"])
+    panel_bytes, x_bytes = size * w.K * width, size * B * w.C * (w.H or sizes["H"]) * (w.W or sizes["W"])
+    weight_bytes = size * w.N * w.K
     blocks = B * across * down
     return {
         "rows": rows,
@@ -38,13 +41,13 @@ def conv(w: ConvWorkload, config: Config, target: Target, sizes: Mapping[str, in
         "loads_per_op": 1 / rows + 1 / NV,
         "unroll": KU,
         "body": KU * rows * NV,
-        "trips": run // KU,
+        "trips": run // unit // KU,
         "waste": panels * width / w.N,
-        "tail": (run % KU) / run,
-        "tile_l1": (4 * rows * w.K + panel_bytes) / target.l1_bytes,
+        "tail": (run // unit % KU) / (run // unit),
+        "tile_l1": (size * rows * w.K + panel_bytes) / target.l1_bytes,
         "panel_l1": panel_bytes / target.l1_bytes,
         "panel_l2": (panel_bytes + x_bytes) / target.l2_bytes,
-        "traffic": (4 * w.N * w.K + panels / w.groups * x_bytes) / (4 * w.N * w.K + x_bytes),
+        "traffic": (weight_bytes + panels / w.groups * x_bytes) / (weight_bytes + x_bytes),
         **parallel_loop(blocks * panels, threads, 2 * B * OH * OW * w.N * w.K),
         "slices": w.K / run,
     }

@@ -296,13 +296,7 @@ class ConvKernel:
                     T.buffer_store(part.buffer, part.buffer[simd.span(0, n)] + self.residual[place], [simd.span(0, n)])
                     pixel[v] = part
                 pixel[v].v = self.activate(pixel[v].v)
-                T.buffer_store(self.y, pixel[v].v if n == simd.lanes else self._part(pixel[v], n), [place])
-
-    def _part(self, register: Reg, n: int) -> Any:
-        """The first n lanes. They are taken from a copy, or LLVM would keep the accumulator itself in memory."""
-        copy = self.zero()
-        copy.v = register.v
-        return copy.buffer[self.simd.span(0, n)]
+                T.buffer_store(self.y, pixel[v].v if n == simd.lanes else pixel[v].part(n), [place])
 
 
 CONV = Conv()

@@ -288,17 +288,11 @@ class _Kernel:
         for m, row in enumerate(acc):
             for v, start in enumerate(range(0, width, lanes)):
                 n = min(lanes, width - start)
-                value = row[v].v if n == lanes else self._part(row[v], n)
+                value = row[v].v if n == lanes else row[v].part(n)
                 at = [first + m, self.simd.span(panel * self.width + start, n)]
                 if self.residual is not None:
                     value = value + self.residual[tuple(at)]
                 T.buffer_store(self.y, value, at)
-
-    def _part(self, register: Reg, n: int) -> Any:
-        """The first n lanes. They are taken from a copy, or LLVM would keep the accumulator itself in memory."""
-        copy = self.simd.reg()
-        copy.v = register.v
-        return copy.buffer[self.simd.span(0, n)]
 
 
 DENSE = DenseLinear()

@@ -197,7 +197,7 @@ class LowBitKernel(ABC):
 
         def store(n: int) -> None:
             for m, register in enumerate(column):
-                value = register.v if n == self.simd.lanes else self._part(register, n)
+                value = register.v if n == self.simd.lanes else register.part(n)
                 at = [first_row + m, self._range(block * self.simd.lanes, n)]
                 if self.residual is not None:
                     value = value + self.residual[tuple(at)]
@@ -211,12 +211,6 @@ class LowBitKernel(ABC):
         if left:
             with T.If(block == full), T.Then():
                 store(left)
-
-    def _part(self, register: Reg, n: int) -> Any:
-        """The first n lanes. They are taken from a copy, or LLVM would keep the accumulator itself in memory."""
-        copy = self.simd.reg()
-        copy.v = register.v
-        return copy.buffer[self._range(0, n)]
 
     @staticmethod
     def _range(start: Any, n: int) -> Any:

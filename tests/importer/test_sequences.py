@@ -95,13 +95,12 @@ def cases() -> list[Any]:
         (case, [i.type.WhichOneof("value") for i in (*case.model.graph.input, *case.model.graph.output)])
         for case in found
     ]
-    return [case for case, edge in kinds if set(edge) & {"sequence_type", "optional_type"}]
+    chosen = [case for case, edge in kinds if set(edge) & {"sequence_type", "optional_type"}]
+    return [case for case in chosen if "string" not in case.name]  # string operators are refused: test_refused.py
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in cases()])
 def test_backend_suite(tmp_path: Path, case: Any) -> None:
-    if "string" in case.name:
-        pytest.skip("strings")
     proto, feeds, wanted = opened(case)
     imported = import_model(saved(tmp_path, proto))
     assert not any("Sequence" in n.op or "Optional" in n.op for n in imported.nodes)
