@@ -23,7 +23,7 @@ from llmc.errors import (
 
 if TYPE_CHECKING:
     from llmc.pipeline import compile
-    from llmc.runtime import Model, Session, generate, load
+    from llmc.runtime import Model, Session, generate, generate_all, load
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,7 @@ _HOMES = {
     "Model": "llmc.runtime",
     "Session": "llmc.runtime",
     "generate": "llmc.runtime",
+    "generate_all": "llmc.runtime",
     "load": "llmc.runtime",
 }
 
@@ -49,6 +50,7 @@ __all__ = [
     "UnsupportedError",
     "compile",
     "generate",
+    "generate_all",
     "load",
 ]
 

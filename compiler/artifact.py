@@ -17,6 +17,7 @@ from llmc.fuse import Decoder
 from llmc.graph import LLMC, Constant, Dim, Graph, graphs
 from llmc.lower import Lowered, Param
 from llmc.package.archive import write_artifact
+from llmc.package.layout import DEVICE
 from llmc.package.manifest import (
     ArraySpec,
     BufferSpec,
@@ -125,6 +126,7 @@ def describe(
         ),
     )
     extras = {name: model.parent / name for name in _BESIDE if (model.parent / name).is_file()}
+    extras |= {f"{DEVICE}/{file.name}": file for file in sorted((Path(folder.name) / DEVICE).glob("*"))}
     constants = [c for whole in plan.functions.values() for graph in graphs(whole) for c in graph.constants.values()]
     return Artifact(manifest, Path(folder.name) / "lib.so", lowered.params, extras, folder, _mapped_by(constants))
 
@@ -177,7 +179,7 @@ def _decoder(model: Path, decoder: Decoder, functions: Mapping[str, Graph]) -> D
     )
     inputs = tuple(step.inputs[: len(step.inputs) - sum(map(len, decoder.caches))])
     length = _max_length(step)
-    return DecoderSpec(decoder.vocab_size, len(caches), caches, inputs, _eos(model), length, decoder.kv_cache)
+    return DecoderSpec(decoder.vocab_size, len(caches), caches, inputs, _eos(model), length, decoder.kv_cache, decoder.paged)
 
 
 def _eos(model: Path) -> tuple[int, ...]:
@@ -223,7 +225,11 @@ def _max_length(graph: Graph) -> int | None:
 
 def _quantization(graph: Graph, format: Format | None) -> dict[str, object]:
     weights = [c for c in graph.constants.values() if isinstance(c, QuantizedWeight)]
-    kinds = {f"{w.table or f'{w.bits}-bit'}, groups of {w.group_size if w.group_size != w.K else 'K'}" for w in weights}
+    kinds = {
+        f"{w.table or f'{w.bits}-bit'}, groups of {w.group_size if w.group_size != w.K else 'K'}"
+        f"{', outliers in float32' if w.outliers else ''}"
+        for w in weights
+    }
     linears = [n for n in graph.nodes if n.op == "Linear" and n.domain == LLMC]
     rounded = {n.inputs[1] for n in linears if n.attrs["activations"] == "bf16"}  # floats until a kernel packs them
     if rounded:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,15 @@ _SETTLE = 0.05  # seconds for the last engine's threads to stop spinning before 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One engine on one file: an artifact for llmc, an ONNX file for the others."""
+    """One engine on one file: an artifact for llmc, a GGUF file for llama.cpp, an ONNX file for the others.
+
+    `options` are those of the engine's class.
+    """
 
     engine: str
     path: Path
     label: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -61,23 +66,31 @@ class Result:
 class Task:
     """One thing to time. `work` is how many tokens it computes; 0 for a plain call, which counts in ms.
 
-    `prefill` and `decode` are for language models: a prompt's length, and how many tokens follow it.
+    `prefill` and `decode` are for language models: a prompt's length, and how many tokens follow it; of each of
+    `batch` sequences.
     """
 
     name: str
     prefill: int = 0
     decode: int = 0
+    batch: int = 1
     inputs: Mapping[str, np.ndarray] | None = None
 
     @property
     def work(self) -> int:
-        return self.decode or self.prefill
+        return (self.decode or self.prefill) * self.batch
 
 
-def decoder_tasks(prefill: Sequence[int], decode: int) -> list[Task]:
-    """Prompts of the given lengths, and `decode` tokens after a prompt of 128."""
+def decoder_tasks(
+    prefill: Sequence[int], decode: int, contexts: Sequence[int] = (), batches: Sequence[int] = ()
+) -> list[Task]:
+    """Prompts of the given lengths; `decode` tokens after a prompt of 128, after `contexts`, of `batches` at once."""
     tasks = [Task(f"prefill {n}", prefill=n) for n in prefill]
-    return tasks + ([Task(f"decode {decode}", PROMPT_BEFORE_DECODE, decode)] if decode else [])
+    if decode:
+        tasks.append(Task(f"decode {decode}", PROMPT_BEFORE_DECODE, decode))
+        tasks += [Task(f"context {n}", n, decode) for n in contexts]
+        tasks += [Task(f"batch {n}", PROMPT_BEFORE_DECODE, decode, n) for n in batches]
+    return tasks
 
 
 def compare(
@@ -146,21 +159,18 @@ def _serve(connection: Connection, contestant: Contestant, threads: int, vocabul
     os.dup2(2, 1)  # peers print as they please; standard output is for results
     try:
         started = time.perf_counter()
-        engine = open_engine(contestant.engine, contestant.path, threads)
+        engine = open_engine(contestant.engine, contestant.path, threads, **contestant.options)
         connection.send(time.perf_counter() - started)
         rng = np.random.default_rng(0)
         while (task := connection.recv()) is not None:
-            ids = rng.integers(0, vocabulary, task.prefill, np.int64)
+            prompt = rng.integers(0, vocabulary, (task.batch, task.prefill), np.int64)
             time.sleep(_SETTLE)
-            started = time.perf_counter()
-            if task.inputs is not None:
-                engine.call(task.inputs)
+            if task.inputs is None:
+                connection.send(engine.measure(prompt, task.decode))
             else:
-                engine.prefill(ids)
-                if task.decode:
-                    started = time.perf_counter()
-                    engine.decode(task.decode)
-            connection.send(time.perf_counter() - started)
+                started = time.perf_counter()
+                engine.call(task.inputs)
+                connection.send(time.perf_counter() - started)
         connection.send(_peak_rss_mb())
     except LlmcError as error:
         connection.send(error)
@@ -169,17 +179,19 @@ def _serve(connection: Connection, contestant: Contestant, threads: int, vocabul
 
 
 def _peak_rss_mb() -> float:
-    """Of this process since it started its program: ru_maxrss would count what its parent was before that."""
+    """Of this process since it started its program (ru_maxrss would count what its parent was before that), or of the
+    largest one that it ran: llama.cpp's."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1e3
+            return max(int(line.split()[1]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1e3
     return 0.0
 
 
 def as_json(result: Result | LlmcError) -> dict[str, Any]:
     """{"prefill": {"128": tok/s}, "decode": tok/s, "load_s": s, "peak_rss_mb": MB, "spread": the same as [low, high]}.
 
-    A model that is no decoder has "call_ms": {sizes: ms} in place of the first two.
+    Longer contexts and batches have "context": {"2048": tok/s} and "batch": {"4": tok/s of all rows}. A model that is
+    no decoder has "call_ms": {sizes: ms} in place of all these.
     """
     if isinstance(result, LlmcError):
         return {"error": str(result)}
@@ -190,8 +202,8 @@ def as_json(result: Result | LlmcError) -> dict[str, Any]:
         for into, value in ((middle, figure.median), (spread, [figure.low, figure.high])):
             if kind == "decode":
                 into["decode"] = value
-            elif kind == "prefill":
-                into.setdefault("prefill", {})[size] = value
+            elif kind in ("prefill", "context", "batch"):
+                into.setdefault(kind, {})[size] = value
             else:
                 into.setdefault("call_ms", {})[task] = value
     return middle | {"load_s": result.load_s, "peak_rss_mb": result.peak_rss_mb, "spread": spread}

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from llmc.errors import KernelError
 from llmc.fallback import legalize_and_schedule
+from llmc.gpu import build as gpu
 from llmc.reshapes import reshapes_as_views
 from llmc.targets.base import Target
+from llmc.targets.cuda import CudaTarget
 from llmc.tir_pipeline import PIPELINE
 from llmc.tvm_shim import IRModule, TvmTarget, relax, tirx, tvm
 from llmc.workspace import Workspace, hoist
@@ -25,6 +27,9 @@ def build(module: IRModule, target: Target, library: Path) -> dict[str, tuple[Wo
     try:
         with tvm_target:
             planned = _PLAN_MEMORY(reshapes_as_views(legalize_and_schedule(module, target)))
+            if isinstance(target, CudaTarget):  # whose memory the virtual machine's pool gives out
+                gpu.build(_in_order(_TO_BYTE_CODE(planned)), target, library)
+                return {}
             workspaces = {name: hoist(planned, name) for name in _names(planned) & {DECODE}}
             lowered = _in_order(_TO_BYTE_CODE(planned))
             executable = relax.build(lowered, tvm_target, relax_pipeline=None, tir_pipeline=PIPELINE)

@@ -143,7 +143,7 @@ def _sessions(manifest: Manifest, reference: Engine, ours: Engine, rng: np.rando
         piece = min(piece, longest - length)
         if not piece:
             break
-        ids = rng.integers(0, manifest.decoder.vocab_size, piece)
+        ids = rng.integers(0, manifest.decoder.vocab_size, (1, piece))
         case = f"past={length}, seq={piece}"
         outputs.append(compare(case, "logits", reference.step(ids), ours.step(ids), manifest))
         length += piece

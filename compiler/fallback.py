@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmc.legalize import LEGALIZE
+from llmc.gpu import schedule as gpu
+from llmc.legalize import LEGALIZE, LEGALIZE_GPU
 from llmc.order import define_symbols_first
 from llmc.reshapes import reshapes_as_views
 from llmc.targets.base import Target
@@ -33,7 +34,7 @@ def legalize_and_schedule(mod: IRModule, target: Target) -> IRModule:
     with device:
         mod = tvm.transform.Sequential(
             [
-                relax.transform.LegalizeOps(LEGALIZE),
+                relax.transform.LegalizeOps(LEGALIZE_GPU if target.kind == "cuda" else LEGALIZE),
                 relax.transform.FoldConstant(),
                 relax.transform.DeadCodeElimination(),
                 relax.transform.AnnotateTIROpPattern(),
@@ -45,7 +46,10 @@ def legalize_and_schedule(mod: IRModule, target: Target) -> IRModule:
         mod = define_symbols_first(mod)
         for name, func in mod.functions_items():
             if isinstance(func, PrimFunc) and not (func.attrs and func.attrs.get(SCHEDULED, False)):
-                mod[name] = schedule(func)
+                if target.kind != "cuda":
+                    mod[name] = schedule(func)
+                elif not func.attrs.get("tirx.is_host_func", False):
+                    mod[name] = gpu.schedule(name.name_hint, func, device).with_attr(SCHEDULED, True)
     return mod
 
 

@@ -104,8 +104,8 @@ def _extreme(largest: bool) -> Any:
     return te.comm_reducer(lambda a, b: tirx.min(a, b), of_none, "min")
 
 
-def _reduction(reducer: Any, name: str) -> Callable[[Any, Any], Expr]:
-    """Over the last axis by lanes, over others one after another."""
+def _reduction(reducer: Any, name: str, lanes: bool = True) -> Callable[[Any, Any], Expr]:
+    """Over the last axis by `lanes` (of a CPU's vectors), over others one after another."""
 
     def legalize(bb: Any, call: Any) -> Expr:
         x, keep = call.args[0], bool(call.attrs.keepdims)
@@ -127,7 +127,7 @@ def _reduction(reducer: Any, name: str) -> Callable[[Any, Any], Expr]:
 
             return te.compute(rows, element, name=name)
 
-        chosen = by_lanes if axes == [rank - 1] else by_axes
+        chosen = by_lanes if lanes and axes == [rank - 1] else by_axes
         return bb.call_te(chosen, x, primfunc_name_hint=name)
 
     return legalize
@@ -161,4 +161,10 @@ LEGALIZE: dict[str, Callable[[Any, Any], Expr]] = {
     "relax.reshape": _reshape,
     "relax.shape_to_tensor": _shape_to_tensor,
     "relax.sum": _reduction(te.sum, "sum"),
+}
+LEGALIZE_GPU: dict[str, Callable[[Any, Any], Expr]] = {
+    "relax.max": _reduction(_extreme(True), "max", lanes=False),
+    "relax.min": _reduction(_extreme(False), "min", lanes=False),
+    "relax.reshape": _reshape,
+    "relax.shape_to_tensor": _shape_to_tensor,
 }

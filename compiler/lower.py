@@ -291,8 +291,8 @@ class _Function:
         kv_len = self.value(node.inputs[7])
         put = self._append_in_place if a.get("in_place") else self._append
         cache, q = put(node, append, [*sources, *rope], kv_len, result)
-        biases = [self.value(name) for name in node.inputs[8:10] if name]
-        operands = [qkv[0] if q is None else q, *cache, kv_len, *biases]
+        biases = [self.value(name) for name in (*node.inputs[8:10], *node.inputs[13:]) if name]
+        operands = [qkv[0] if q is None else q, *cache, kv_len, *map(self.value, _table(node)), *biases]
         self.emitter.exprs[node.outputs[0]] = self._call(attend, operands, [], [result])
 
     def _recurrent(self, node: Node, kernel: Kernel) -> None:
@@ -332,7 +332,7 @@ class _Function:
         types = [self.graph.types[c] for c in caches] + ([queries] if rotated else [])
         indices = [*range(len(caches)), *([-1] if rotated else [])]
         out = [relax.TensorType(t.shape, t.dtype) for t in types]
-        args = [*(self.value(c) for c in caches), *sources, kv_len]
+        args = [*map(self.value, caches), *sources, kv_len, *map(self.value, _table(node)[:1])]
         result = self.bb.emit(relax.op.call_tir_inplace(self.module.kernel(kernel), args, indices, out))
         parts = [self.bb.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
         self.emitter.exprs.update(zip(caches, parts, strict=False))
@@ -341,7 +341,12 @@ class _Function:
 
 def _cache(node: Node) -> tuple[str, ...]:
     """What an Attention in place writes: keys, values and, where they are rounded, their scales."""
-    return (*node.inputs[3:5], *node.inputs[10:11])
+    return (*node.inputs[3:5], *(name for name in node.inputs[10:11] if name))
+
+
+def _table(node: Node) -> tuple[str, ...]:
+    """Where a paged cache's blocks lie, and how many leading ones all sequences share."""
+    return tuple(name for name in node.inputs[11:13] if name)
 
 
 def _variable(name: str, type_: TensorType) -> Any:

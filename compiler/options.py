@@ -20,17 +20,21 @@ Size = int | tuple[int, int]
 
 
 def resolve_target(name: str) -> Target:
-    """The description of a target; `native` is the best one that this machine runs, with this machine's caches.
+    """The description of a target; `native` is the best one that this machine's CPU runs, with its caches; `cuda` that
+    of this machine's GPU, or the oldest where it has none.
 
     Raises OptionError for an unknown name, and for `native` on a machine that runs none of them.
     """
-    from llmc.targets.detect import native
-    from llmc.targets.x86 import TARGETS
+    from llmc.targets import cuda, x86
+    from llmc.targets.detect import compute_capability, native
 
     if name == "native":
         return native()
-    _known(name, ["native", *TARGETS], "target")
-    return TARGETS[name]
+    if name == "cuda":
+        return cuda.newest(compute_capability())
+    known = {**x86.TARGETS, **cuda.TARGETS}
+    _known(name, ["native", "cuda", *known], "target")
+    return known[name]
 
 
 def parse_dims(items: Iterable[str]) -> dict[str, Size]:

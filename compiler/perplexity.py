@@ -30,7 +30,7 @@ def score(engine: Engine, ids: np.ndarray) -> np.ndarray:
     """Negative log-likelihoods of the second half of `ids`, float64 [len(ids) - len(ids) // 2 - 1]."""
     engine.reset()
     half = len(ids) // 2
-    logits = engine.step(ids)[half:-1].astype(np.float64)
+    logits = engine.step(ids[None])[0, half:-1].astype(np.float64)
     highest = logits.max(-1)
     total = np.log(np.exp(logits - highest[:, None]).sum(-1)) + highest
     return np.asarray(total - logits[np.arange(len(logits)), ids[half + 1 :]])

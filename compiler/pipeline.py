@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from llmc.artifact import Artifact, describe
 from llmc.build import build
+from llmc.calibrate import calibrate as run_calibration
+from llmc.calibrate import resolve_calibration
 from llmc.errors import OptionError
 from llmc.fuse import Decoder, decoder_of, fuse
 from llmc.graph import Graph
@@ -24,7 +26,7 @@ from llmc.lower import lower
 from llmc.options import resolve_target
 from llmc.quantize import quantize as quantize_weights
 from llmc.quantize.formats import Format, resolve_format
-from llmc.schedules.attention.kv_format import KVCache, resolve_kv_cache
+from llmc.schedules.attention.kv_format import KVCache, resolve_cache
 from llmc.schedules.base import Kernel
 from llmc.select import Plan, select
 from llmc.targets.base import Target
@@ -63,6 +65,7 @@ def compile(
     dump_ir: str | Path | None = None,
     progress: Callable[[StageEvent], None] | None = None,
     *,
+    calibrate: str | Path | None = None,
     kv_cache: str = "float32",
     tune: str = "none",
     tune_seconds: float | None = None,
@@ -74,8 +77,10 @@ def compile(
     """Compile an ONNX model. Nothing is written until the artifact's `save`, but measurements into the database.
 
     `target` is a name of `llmc targets`; `quantize` a name of the table of formats; `dims` fixes (int) or bounds
-    ((least, most)) symbolic dimensions by name. `kv_cache` is what a decoder's sessions keep keys and values in:
-    float32, int8 or int4; only float32 leaves the model its plain signature, with past and present as arrays. `tune` is
+    ((least, most)) symbolic dimensions by name. `calibrate` is a file of samples for formats that need them: a text, or
+    an .npz with the model's inputs. `kv_cache` is what a decoder's sessions keep keys and values in:
+    float32, int8 or int4; only float32 leaves the model its plain signature, with past and present as arrays. With
+    `paged` after a comma, or alone, they lie in pages that forks and rows share (`int8,paged`). `tune` is
     none, quick or full; `tune_seconds` and `trials` (candidates a kernel, on average) replace the effort's own limits.
     With "none" kernels still get the best configuration that `database` (None: the user's own) or llmc's logs know.
     Ctrl-C while kernels are tuned ends the tuning alone.
@@ -83,11 +88,12 @@ def compile(
     """
     stage = _Stages(progress, Path(dump_ir) if dump_ir else None)
     machine, format = resolve_target(target), resolve_format(quantize)
-    cache = resolve_kv_cache(kv_cache)
+    cache, paged = resolve_cache(kv_cache)
+    data = resolve_calibration(calibrate, format)
     known = Path(database) if database else None
     tuning = resolve_tuning(tune, machine, tune_seconds, trials, seed, known)
 
-    plan, decoder = _plan(stage, Path(model), machine, format, dims, cache)
+    plan, decoder = _plan(stage, Path(model), machine, format, dims, cache, paged, data)
     calls = plan.calls()
 
     def choose() -> dict[Kernel, Choice]:
@@ -122,6 +128,7 @@ def tune_model(
     database."""
     stage = _Stages(progress, None)
     machine, format = resolve_target(target), resolve_format(quantize)
+    resolve_calibration(None, format)
     known = Path(database) if database else None
     tuning = resolve_tuning(tune, machine, tune_seconds, trials, seed, known, elsewhere)
     plan, _ = _plan(stage, Path(model), machine, format, dims)
@@ -149,18 +156,25 @@ def _plan(
     format: Format | None,
     dims: Dims | None,
     kv_cache: KVCache = "float32",
+    paged: bool = False,
+    data: Path | None = None,
 ) -> tuple[Plan, Decoder | None]:
     """The stages from the file to its kernels. Raises OptionError where a model without a cache is to round it."""
     graph = stage("import", lambda: import_model(model, dims), _nodes)
-    graph = stage("quantize", lambda: quantize_weights(graph, format), _nodes)
+    statistics = None
+    if data is not None:
+        measure = lambda: run_calibration(quantize_weights(graph, None), model, data)  # noqa: E731
+        statistics = stage("calibrate", measure, lambda s: f"{len(s.largest)} inputs of layers")
+    graph = stage("quantize", lambda: quantize_weights(graph, format, statistics), _nodes)
     graph = stage("fuse", lambda: fuse(graph), _nodes)
     layers = lambda d: f"{len(d.caches)} layers" if d else "no decoder"  # noqa: E731
-    decoder = stage("kv-cache", lambda: decoder_of(graph, kv_cache), layers)
+    decoder = stage("kv-cache", lambda: decoder_of(graph, kv_cache, paged), layers)
     functions = dict(decoder.functions) if decoder else {}
     if kv_cache == "float32":
         functions = {"main": graph, **functions}
-    elif decoder is None:
-        what = f"this model is no decoder with a cache that a session could keep in {kv_cache}"
+    if decoder is None and (paged or kv_cache != "float32"):
+        kept = "in pages" if paged else f"in {kv_cache}"
+        what = f"this model is no decoder with a cache that a session could keep {kept}"
         raise OptionError(what, where="--kv-cache", hint="leave the option out")
     return stage("select", lambda: select(functions, target), lambda p: f"{len(p.calls())} kernels"), decoder
 

@@ -205,16 +205,17 @@ def _size(tensor: Any) -> float:
 
 
 def _calls(model: Model, task: Task) -> Callable[[], None]:
-    """What is timed: the task, once. A decoder's is its prompt, or one token after a prompt."""
+    """What is timed: the task, once. A decoder's is its prompts, or one token after each of them."""
     if task.inputs is not None:
         return partial(_discard, model.functions["main"], task.inputs)
     assert model.manifest.decoder is not None
-    ids = np.random.default_rng(0).integers(0, model.manifest.decoder.vocab_size, task.prefill)
-    session = model.session()
+    sizes = (task.batch, task.prefill)
+    ids = np.random.default_rng(0).integers(0, model.manifest.decoder.vocab_size, sizes)
+    session = model.session(task.batch)
     length = 0
     if task.decode:
         session.append(ids)
-        ids, length = ids[:1], len(ids)
+        ids, length = ids[:, :1], task.prefill
 
     def run() -> None:
         session.truncate(length)

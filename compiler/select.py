@@ -18,12 +18,15 @@ from llmc.schedules.conv.conv import CONV
 from llmc.schedules.conv.integer import INTEGER_CONV, IntegerConvWorkload
 from llmc.schedules.conv.window import WINDOW
 from llmc.schedules.conv.workloads import ConvWorkload, WindowWorkload
+from llmc.schedules.cuda import on
 from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.formats import QuantizedWeight
 from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
+from llmc.schedules.gemm.cuda import linear as cuda_linear
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, TABLE, LowBitLinearWorkload, TableLinearWorkload
+from llmc.schedules.gemm.outliers import OUTLIERS, OutlierLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
 from llmc.schedules.recurrent.recurrent import RECURRENT
 from llmc.schedules.recurrent.workload import RecurrentWorkload
@@ -60,7 +63,7 @@ def select(functions: Mapping[str, Graph], target: Target) -> Plan:
     for name, whole in functions.items():
         for graph, node in ((inner, node) for inner in graphs(whole) for node in inner.nodes):
             choose = _CHOICES.get(node.op) if node.domain == LLMC else None
-            kernels = choose(graph, node, target) if choose is not None else ()
+            kernels = tuple(on(target, k) for k in choose(graph, node, target)) if choose is not None else ()
             if kernels and all(k.template.accepts(k.workload, target) for k in kernels):
                 chosen[name, node.outputs[0]] = kernels
     return Plan(functions, chosen)
@@ -70,6 +73,8 @@ def _linear(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
     weight = graph.constants[node.inputs[1]]
     bias, residual = bool(node.inputs[2]), bool(node.inputs[3])
     activation = node.attrs["activation"]
+    if target.kind == "cuda":
+        return (cuda_linear(weight, bias, activation, residual),)
     if isinstance(weight, np.ndarray):
         N, K = weight.shape
         if node.attrs["activations"] == "bf16":
@@ -77,6 +82,8 @@ def _linear(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
             return (Kernel(BF16, Bf16LinearWorkload(N, K, "float32", bias, activation, residual, x)),)
         return (Kernel(DENSE, DenseLinearWorkload(N, K, bias=bias, activation=activation, residual=residual)),)
     epilogue = {"activations": node.attrs["activations"], "bias": bias, "activation": activation, "residual": residual}
+    if weight.outliers:
+        return (Kernel(OUTLIERS, OutlierLinearWorkload.of(weight, **epilogue)),)
     if weight.table:
         return (Kernel(TABLE, TableLinearWorkload.of(weight, **epilogue)),)
     return (Kernel(LOWBIT, LowBitLinearWorkload.of(weight, **epilogue)),)
@@ -90,7 +97,7 @@ def _embedding(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
     V, E = table.shape
     tied = [n for n in graph.nodes if n.op == "Linear" and n.domain == LLMC and n.inputs[1] == node.inputs[0]]
     panel = 0
-    if tied:
+    if tied and target.kind != "cuda":  # there rows lie as they are
         linear = _linear(graph, tied[0], target)[0]
         if isinstance(linear.workload, DenseLinearWorkload):  # no lookup reads what other linear layers pack
             panel = int(DENSE.default(linear.workload, target)["NV"]) * target.lanes
@@ -126,6 +133,7 @@ def _attention(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
         present=bool(node.outputs[1]),
         rotary_dim=_rotary_dim(graph, node),
         kv_cache=a.get("kv_cache", "float32"),
+        paged=a.get("paged", False),
     )
     bias = graph.types[node.inputs[9]].shape if node.inputs[9] else (1, 1, 1, 1)
     attend = AttentionWorkload(
@@ -135,14 +143,26 @@ def _attention(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
         window=a["window"],
         softcap=float(a["softcap"]),
         key_bias=bool(node.inputs[8]),
+        alibi=bool(node.input(13)),
+        sinks=a["sinks"],
+        prefix=bool(node.input(14)),
+        documents=bool(node.input(15)),
+        tree=bool(node.input(16)),
         bias=bool(node.inputs[9]),
         bias_batch=not same_dim(bias[0], 1),
         bias_heads=not same_dim(bias[1], 1),
         bias_rows=not same_dim(bias[2], 1),
+        bf16=target.tiles and _rounds_activations(graph),
         q_packed=packed and not rope,
         kv_cache=a.get("kv_cache", "float32"),
+        paged=a.get("paged", False),
     )
     return Kernel(KV_APPEND, append), Kernel(ATTENTION, attend)
+
+
+def _rounds_activations(graph: Graph) -> bool:
+    """Does the format of the linear layers round what they multiply? Then attention may, too."""
+    return any(n.op == "Linear" and n.domain == LLMC and n.attrs["activations"] != "a32" for n in graph.nodes)
 
 
 def _recurrent(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:

@@ -25,7 +25,7 @@ OPAQUE = 8  # TVM's kind of operator that is never fused
 
 
 @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
-def _plain_division(mod: IRModule, _: Any) -> IRModule:
+def plain_division(mod: IRModule, _: Any) -> IRModule:
     return IRModule({name: with_plain_division(func) for name, func in mod.functions.items()}, attrs=mod.attrs)
 
 
@@ -40,7 +40,7 @@ _SHORT = tvm.transform.Sequential(
         tirx.transform.StorageRewrite(),
         tirx.transform.UnrollLoop(),
         tirx.transform.StmtSimplify(),
-        _plain_division,  # while differences still stand where they are divided
+        plain_division,  # while differences still stand where they are divided
         tirx.transform.CommonSubexprElim(),
         tirx.transform.FP8ComputeLegalize(),
         tirx.transform.VerifyMemory(),

@@ -18,12 +18,14 @@ import tvm
 import tvm_ffi
 from tvm import relax, rpc, s_tir, te, tirx, topi
 from tvm.ir import Expr, IRModule
-from tvm.s_tir import Schedule
+from tvm.relax import vm_build
+from tvm.s_tir import Schedule, dlight
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from tvm.sym import Analyzer
 from tvm.target import Target as TvmTarget
 from tvm.tirx import PrimFunc
+from tvm.tirx.build import split_host_device_mods
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
 TVM_VERSION, FFI_VERSION = tvm.__version__, tvm_ffi.__version__
@@ -101,6 +103,32 @@ def with_root_block(func: PrimFunc) -> PrimFunc:
     return func.with_body(tvm.s_tir.SBlockRealize([], True, root))
 
 
+def split_host_device(module: IRModule) -> tuple[IRModule, IRModule]:
+    """A lowered module's functions for the host, and those for the one device it has, both without the others."""
+    host, devices = split_host_device_mods(module)
+    return host, next(iter(devices.values()), IRModule({}))
+
+
+def cuda_source(name: str, kernel: PrimFunc, target: TvmTarget) -> str:
+    """CUDA C of one device function. TVM's CUDA runtime, which would compile it at once, is kept out."""
+    os.environ["TVM_COMPILE_FORCE_FALLBACK"] = "1"
+    module = tvm.get_global_func("target.build.cuda")(IRModule({name: kernel}), target)
+    return str(module.inspect_source("cuda"))
+
+
+def vm_codegen(module: IRModule) -> tuple[Any, IRModule]:
+    """(byte code of the Relax functions of `module`, its PrimFuncs): the first half of relax.build."""
+    builder = relax.ExecBuilder()
+    module = vm_build._vmcodegen(builder, module, "bytecode")
+    return builder, vm_build._filter_tir(module)
+
+
+def vm_link(builder: Any, host: IRModule, target: TvmTarget) -> Any:
+    """The executable of byte code and lowered host functions: the second half. Kernels are left to whoever loads it."""
+    library = tvm.get_global_func("target.build.llvm")(host, target.host)
+    return vm_build.VMExecutable(vm_build._ffi_api.VMLink(builder, target, library, [], {}))
+
+
 __all__ = [
     "FFI_VERSION",
     "TVM_VERSION",
@@ -112,17 +140,22 @@ __all__ = [
     "Schedule",
     "T",
     "TvmTarget",
+    "cuda_source",
+    "dlight",
     "for_sizes",
     "register_tir_pipeline",
     "relax",
     "rpc",
     "s_tir",
+    "split_host_device",
     "substitute",
     "te",
     "tirx",
     "topi",
     "tvm",
     "tvm_ffi",
+    "vm_codegen",
+    "vm_link",
     "with_plain_division",
     "with_root_block",
 ]

@@ -128,6 +128,21 @@ class Template(ABC):
     def reference(self, workload: Any, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Any]) -> Arrays:
         """What the kernel computes, in numpy: float64 or exact integers, written for clarity."""
 
+    def arithmetic(self, workload: Any, config: Config) -> str:
+        """Configurations under one name round alike. Those under "" compute `reference`, others their `expected`."""
+        return ""
+
+    def expected(
+        self, workload: Any, config: Config, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Any]
+    ) -> Arrays:
+        """What a kernel of this configuration computes: `reference`, unless it rounds otherwise on purpose."""
+        return self.reference(workload, inputs, weights)
+
+    def tolerance(self, workload: Any) -> float:
+        """How far an output may be from the reference, relative to its largest element: float32 sums in another order
+        differ by 1e-6, 8-bit ties by 1e-5. Overridden where a kernel rounds what the reference does not."""
+        return 1e-4
+
     @abstractmethod
     def work(self, workload: Any, dims: Mapping[str, int]) -> Work:
         """Operations and bytes of one call with the symbols bound to `dims`."""

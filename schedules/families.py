@@ -5,16 +5,22 @@ from __future__ import annotations
 from llmc.schedules.attention.attention import ATTENTION
 from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
+from llmc.schedules.attention.cuda import CUDA_ATTENTION
+from llmc.schedules.attention.cuda_append import CUDA_KV_APPEND
 from llmc.schedules.base import Template, Workload
 from llmc.schedules.conv.conv import CONV
 from llmc.schedules.conv.integer import INTEGER_CONV, IntegerConvWorkload
 from llmc.schedules.conv.window import WINDOW
 from llmc.schedules.conv.workloads import ConvWorkload, WindowWorkload
+from llmc.schedules.embedding.cuda import CUDA_EMBEDDING, CUDA_LOWBIT_EMBEDDING
 from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorkload
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
+from llmc.schedules.gemm.cuda import CUDA_LINEAR, CUDA_LOWBIT, CUDA_TABLE
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, TABLE, LowBitLinearWorkload, TableLinearWorkload
+from llmc.schedules.gemm.outliers import OUTLIERS, OutlierLinearWorkload
+from llmc.schedules.norm.cuda import CUDA_NORM
 from llmc.schedules.norm.norm import NORM, NormWorkload
 from llmc.schedules.recurrent.recurrent import RECURRENT
 from llmc.schedules.recurrent.workload import RecurrentWorkload
@@ -33,7 +39,16 @@ FAMILIES: dict[str, tuple[Template, type[Workload]]] = {
         (BF16, Bf16LinearWorkload),
         (LOWBIT, LowBitLinearWorkload),
         (TABLE, TableLinearWorkload),
+        (OUTLIERS, OutlierLinearWorkload),
         (NORM, NormWorkload),
         (RECURRENT, RecurrentWorkload),
+        (CUDA_ATTENTION, AttentionWorkload),
+        (CUDA_KV_APPEND, KVAppendWorkload),
+        (CUDA_EMBEDDING, EmbeddingDenseWorkload),
+        (CUDA_LOWBIT_EMBEDDING, LowBitEmbeddingWorkload),
+        (CUDA_LINEAR, DenseLinearWorkload),
+        (CUDA_LOWBIT, LowBitLinearWorkload),
+        (CUDA_TABLE, TableLinearWorkload),
+        (CUDA_NORM, NormWorkload),
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,15 @@ class PackedCodes:
         return np.asarray(codes[:, : self.K], dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class Outliers:
+    """Columns of a weight that are multiplied in float32: those of the few input channels whose values would decide
+    the scale of all others. `channels` int32 [n], ascending; `columns` float32 [N, n]."""
+
+    channels: np.ndarray
+    columns: np.ndarray
+
+
 @dataclass(frozen=True)
 class QuantizedWeight:
     """A weight matrix of integers with scales per row and group: w[n, k] = (q[n, k] - zero[n, g]) * scale[n, g].
@@ -62,7 +71,7 @@ class QuantizedWeight:
     float32. `zero` is one number for the whole matrix (2**(bits-1) for symmetric formats) or float32
     [N, ceil(K/group_size)]; it may be fractional. g = k // group_size. Nothing is ever rounded on the way in: a weight
     that arrives quantised stays what it was. With a `table` of TABLES, w[n, k] = table[q[n, k]] * scale[n, g], and zero
-    is 0.
+    is 0. `outliers` replaces some columns, whose codes are then read by embeddings alone.
     """
 
     q: np.ndarray | PackedCodes
@@ -71,6 +80,7 @@ class QuantizedWeight:
     bits: int
     group_size: int
     table: str = ""
+    outliers: Outliers | None = None
 
     @property
     def N(self) -> int:
@@ -85,8 +95,16 @@ class QuantizedWeight:
         """One zero point for all: the kernel then needs no array of them."""
         return not isinstance(self.zero, np.ndarray)
 
+    @property
+    def outlier_channels(self) -> tuple[int, ...]:
+        return tuple(map(int, self.outliers.channels)) if self.outliers else ()
+
     def dequantize(self) -> np.ndarray:
         """[N, K] float32."""
+        if self.outliers:
+            value = replace(self, outliers=None).dequantize()
+            value[:, self.outliers.channels] = self.outliers.columns
+            return value
         scale = np.repeat(self.scale, self.group_size, axis=1)[:, : self.K]
         if self.table:
             return np.array(TABLES[self.table], np.float32)[np.asarray(self.q)] * scale
@@ -97,10 +115,13 @@ class QuantizedWeight:
 
 
 def concat_rows(parts: list[QuantizedWeight]) -> QuantizedWeight:
-    """Stack weights of one format along N. Raises ValueError if bits or group sizes differ."""
+    """Stack weights of one format along N. Raises ValueError if bits, group sizes or outlying channels differ."""
     first = parts[0]
     if any((p.bits, p.group_size, p.K, p.table) != (first.bits, first.group_size, first.K, first.table) for p in parts):
         raise ValueError("weights of different formats cannot share one matrix")
+    if any(p.outlier_channels != first.outlier_channels for p in parts):
+        raise ValueError("weights with outliers in different channels cannot share one matrix")
+    columns = [p.outliers.columns for p in parts if p.outliers]
     zero: float | np.ndarray = first.zero
     if any(isinstance(p.zero, np.ndarray) or p.zero != first.zero for p in parts):
         zero = np.concatenate([np.broadcast_to(np.asarray(p.zero, np.float32), p.scale.shape) for p in parts])
@@ -117,6 +138,7 @@ def concat_rows(parts: list[QuantizedWeight]) -> QuantizedWeight:
         first.bits,
         first.group_size,
         first.table,
+        Outliers(first.outliers.channels, np.concatenate(columns)) if first.outliers else None,
     )
 
 
@@ -134,7 +156,11 @@ def random_weight(
     N, K = shape
     groups, top = -(-K // group_size), 2**bits - 1
     zeros = rng.integers(0, top, (N, groups), endpoint=True).astype(np.float32) if zero is None else zero
-    scale = rng.uniform(0.01, 0.1, (N, groups)).astype(scale_dtype).astype(np.float32)
+    scale = rng.uniform(0.01, 0.1, (N, groups)).astype(np.float32)
+    if scale_dtype == "bfloat16":
+        scale = (scale.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    else:
+        scale = scale.astype(scale_dtype).astype(np.float32)
     if zero_dtype == "float16":
         zeros = ((zeros * scale).astype(np.float16) / scale).astype(np.float32)
     return QuantizedWeight(rng.integers(0, top, (N, K), np.uint8, endpoint=True), scale, zeros, bits, group_size)

@@ -15,6 +15,7 @@ class Target:
     Sizes are bytes, `lanes` counts 32-bit elements of one vector register. `dot` names the 8-bit dot product that
     the target has: `vnni` multiplies u8 by s8 and adds four products into an int32 lane in one instruction,
     `maddubs` does the same in three and saturates at int16 in between. `tiles`: it has AMX's, for int8 and bfloat16.
+    GPUs (`llmc.targets.cuda`) have fields of their own, and no `dot`.
     """
 
     name: str
@@ -23,7 +24,7 @@ class Target:
     mattr: tuple[str, ...]
     lanes: int
     vector_registers: int
-    dot: Literal["vnni", "maddubs"]
+    dot: Literal["vnni", "maddubs", "none"]
     requires: tuple[str, ...]  # CPU flags (spelled as in /proc/cpuinfo) without which the code cannot run
     l1_bytes: int
     l2_bytes: int

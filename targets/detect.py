@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 from collections.abc import Collection
@@ -15,6 +16,7 @@ from llmc.targets.x86 import TARGETS
 
 CPUINFO = Path("/proc/cpuinfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -47,6 +49,22 @@ def machine() -> Machine:
         l2_bytes=sizes.get(2, 0),
         l3_bytes=sizes.get(3, 0),
     )
+
+
+@cache
+def compute_capability() -> tuple[int, int] | None:
+    """Of this machine's first NVIDIA GPU, as its driver says; None without a GPU, or a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, numbers = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    for number, attribute in zip(numbers, _CAPABILITY, strict=True):
+        if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
+            return None
+    return numbers[0].value, numbers[1].value
 
 
 def native(here: Machine | None = None, targets: Collection[Target] = tuple(TARGETS.values())) -> Target:

@@ -56,3 +56,26 @@ def dot_bytes(c: int, a: int, b: int, signs: str) -> None:
 def dot_bf16(c: int, a: int, b: int) -> None:
     """c += a b in float32, where a and b are bfloat16: even and odd k are summed apart, denormals are zero."""
     effect("llvm.x86.tdpbf16ps", T.int8(c), T.int8(a), T.int8(b))
+
+
+def to_bf16(x: Any, n: int) -> Any:
+    """`n` float32 as bfloat16: their bits, uint16."""
+    return T.Cast("uint16" if n == 1 else f"uint16x{n}", T.shift_right(_rounded(x, n), _all(16, n)))
+
+
+def pairs(low: Any, high: Any | None, n: int) -> Any:
+    """`n` pairs of bfloat16, uint32, of float32 that are neighbours in k: a row of a right operand. Without `high` the
+    second of each pair is zero."""
+    first = T.shift_right(_rounded(low, n), _all(16, n))
+    return first if high is None else T.bitwise_or(first, T.bitwise_and(_rounded(high, n), _all(0xFFFF0000, n)))
+
+
+def _rounded(x: Any, n: int) -> Any:
+    """uint32, of which the upper halves are `n` float32 rounded to bfloat16, ties to even."""
+    bits = T.bind(T.reinterpret("uint32" if n == 1 else f"uint32x{n}", x))
+    odd = T.bitwise_and(T.shift_right(bits, _all(16, n)), _all(1, n))
+    return T.bind(bits + _all(0x7FFF, n) + odd)
+
+
+def _all(value: int, n: int) -> Any:
+    return T.uint32(value) if n == 1 else T.broadcast(T.uint32(value), n)

@@ -38,20 +38,25 @@ MAY_SEE = {
     "quantize": GRAPH,
     "fuse": GRAPH,
     "select": GRAPH,
-    "tune": KERNELS | {"select", "tir_pipeline"},
+    "tune": KERNELS | {"select", "tir_pipeline", "runtime"},
     "tir_pipeline": KERNELS,
     "legalize": GRAPH | {"ops", "tir_pipeline"},
     "order": {"tvm_shim"},
     "reshapes": {"tvm_shim"},
-    "fallback": GRAPH | {"legalize", "order", "reshapes", "tir_pipeline"},
+    "gpu": KERNELS | {"package", "tir_pipeline"},
+    "fallback": GRAPH | {"gpu", "legalize", "order", "reshapes", "tir_pipeline"},
     "lower": GRAPH | {"ops", "select", "tir_pipeline"},
     "workspace": KERNELS,
-    "build": GRAPH | {"fallback", "reshapes", "tir_pipeline", "workspace"},
+    "build": GRAPH | {"fallback", "gpu", "reshapes", "tir_pipeline", "workspace"},
     "package": {"errors"},
     "artifact": GRAPH | {"package", "quantize", "fuse", "select", "tune", "lower", "workspace"},
     "options": {"errors", "targets"},
+    "calibrate": GRAPH
+    | SERVING
+    | {"quantize", "fuse", "select", "tune", "lower", "build", "artifact", "options", "samples"},
     "pipeline": GRAPH
-    | {"importer", "quantize", "fuse", "select", "tune", "lower", "build", "artifact", "options", "package"},
+    | {"importer", "quantize", "fuse", "select", "tune", "lower", "build", "artifact", "options", "package"}
+    | {"calibrate"},
     "tuning": KERNELS | {"options", "package", "tune"},
     "runtime": {"errors", "package"},
     "engines": SERVING,
@@ -66,7 +71,7 @@ MAY_SEE = {
     "__main__": {"cli"},
     "": {"errors", "pipeline", "runtime", "checker"},
 }
-PLAIN_TARGETS = {"llmc.targets.base", "llmc.targets.x86", "llmc.targets.detect"}
+PLAIN_TARGETS = {"llmc.targets.base", "llmc.targets.x86", "llmc.targets.cuda", "llmc.targets.detect"}
 RUNTIME_ONLY = {"numpy", "tvm_ffi", "tokenizers", "jinja2", "ml_dtypes"}
 
 
@@ -154,6 +159,7 @@ def test_looking_around_loads_no_compiler(arguments: str) -> None:
     assert not loaded & {"numpy", "tvm", "tvm_ffi", "onnx"}
 
 
+@pytest.mark.alone
 def test_help_is_quick() -> None:
     times = []
     for _ in range(5):

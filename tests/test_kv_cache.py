@@ -94,7 +94,7 @@ def test_sessions_go_back_fork_and_grow(models: dict[str, Model], kv_cache: str)
     for start, stop in ((0, 500), (500, 600)):
         moved = small.append(long[:, start:stop])
         close(moved, roomy.append(long[:, start:stop]))
-    assert small._capacity == 640
+    assert small.caches.capacity == 640
 
 
 def test_avx2_equals_the_widest(models: dict[str, Model], folder: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_memory_of_a_session(models: dict[str, Model], folder: Path, kv_cache: s
     session.reserve(640)
     assert decoder is not None and decoder.kv_cache == kv_cache
     expected = 2 * 2 * 2 * bytes_ * 640
-    assert sum(cache.nbytes for cache in session._caches) == decoder.cache_bytes(640) == expected
+    assert sum(cache.nbytes for cache in session.caches.arrays) == decoder.cache_bytes(640) == expected
     text = CliRunner().invoke(app, ["inspect", str(folder / f"{kv_cache}.llmc")]).output
     assert f"{kv_cache}, {human_bytes(expected // 640)} a token, {human_bytes(expected)} at 640 tokens" in text
 

@@ -148,7 +148,7 @@ class Batchless(Engine):
 
     inputs, outputs = ("x",), ("y",)
 
-    def reset(self) -> None: ...
+    def reset(self, batch: int = 1, room: int = 0) -> None: ...
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         raise AssertionError("no language model")
@@ -176,14 +176,14 @@ class Bigram(Engine):
     def __init__(self, p: float, vocabulary: int) -> None:
         self.p, self.vocabulary, self.length = p, vocabulary, 0
 
-    def reset(self) -> None:
+    def reset(self, batch: int = 1, room: int = 0) -> None:
         self.length = 0
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         assert self.length == 0, "every chunk starts anew"
-        self.length += len(ids)
-        odds = np.full((len(ids), self.vocabulary), (1 - self.p) / (self.vocabulary - 1))
-        odds[np.arange(len(ids)), (ids + 1) % self.vocabulary] = self.p
+        self.length += ids.shape[1]
+        odds = np.full((*ids.shape, self.vocabulary), (1 - self.p) / (self.vocabulary - 1))
+        np.put_along_axis(odds, (ids[..., None] + 1) % self.vocabulary, self.p, axis=-1)
         return (np.log(odds) + 3).astype(np.float32)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -139,25 +140,27 @@ def test_encoder(compiled: dict[str, Model], models: dict[str, Path]) -> None:
             close(hidden[1:], expected[1:])
 
 
-def test_idle_threads_sleep(models: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.alone
+def test_idle_threads_sleep(compiled: dict[str, Model]) -> None:
     """TVM's own pool keeps a core busy for 80 ms after every call."""
-    compile(models["encoder"], target=WIDEST).save(tmp_path / "m.llmc")
     script = f"""
         import time
         import numpy as np
         import llmc
         ids = np.ones((4, 64), np.int64)
-        model = llmc.load({str(tmp_path / "m.llmc")!r})
+        model = llmc.load({str(compiled["encoder"].artifact.path)!r})
         model(input_ids=ids, attention_mask=ids)
         before = time.process_time()
         time.sleep(0.3)
         print(time.process_time() - before)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("TVM_")}  # the tests' pool is tame
+    done = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.03
 
 
-@pytest.mark.parametrize("mask", ["window12", "distance", "row"])
+@pytest.mark.parametrize("mask", ["window12", "clipped", "row"])
 def test_masks_of_all_kinds(tmp_path: Path, mask: str) -> None:
     """A window, a bias for every distance, and one for every query, through the kernels."""
     path = attention_model(tmp_path, mask, past=True)
@@ -196,7 +199,10 @@ def with_rounded_weights(path: Path, format: str, out: Path) -> Path:
 
 
 @pytest.mark.parametrize("target", ["x86-avx512", "x86-avx2"])
-@pytest.mark.parametrize("format", ["w8a8", "w4a8-g32", "w4a16-g32"])
+@pytest.mark.parametrize(
+    "format",
+    ["w8a8", "w4a8-g32", "w4a16-g32", *(pytest.param(f, marks=pytest.mark.slow) for f in ("w3a8-asym", "w4a8-row"))],
+)
 def test_quantised_decoder_computes_with_its_codes(
     models: dict[str, Path], tmp_path: Path, target: str, format: str
 ) -> None:
@@ -214,17 +220,15 @@ def test_quantised_decoder_computes_with_its_codes(
     assert cosine.min() > 0.999
 
 
-def test_progress_names_the_stages_and_dumps_them(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_second_compilation_says_its_stages_and_makes_the_same_bytes(
+    compiled: dict[str, Model], models: dict[str, Path], tmp_path: Path
+) -> None:
     events: list[StageEvent] = []
-    compile(models["encoder"], target=WIDEST, dump_ir=tmp_path / "ir", progress=events.append)
+    again = compile(models["encoder"], target=WIDEST, dump_ir=tmp_path / "ir", progress=events.append)
     names = [e.name for e in events]
     assert names == ["import", "quantize", "fuse", "kv-cache", "select", "tune", "lower", "build"]
     dumped = sorted(p.name for p in (tmp_path / "ir").iterdir())
     assert dumped == [f"{i}-{name}.txt" for i, name in enumerate(names)]
     assert "llmc.Attention" in (tmp_path / "ir" / "2-fuse.txt").read_text()
-
-
-def test_same_bytes(models: dict[str, Path], tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        compile(models["encoder"], target=WIDEST).save(tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    again.save(tmp_path / "again.llmc")
+    assert (tmp_path / "again.llmc").read_bytes() == compiled["encoder"].artifact.path.read_bytes()

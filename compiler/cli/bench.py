@@ -13,7 +13,7 @@ from llmc.cli.common import JsonFlag, ThreadsOption, one_line, print_json, print
 from llmc.errors import LlmcError, ModelError, OptionError
 
 if TYPE_CHECKING:
-    from llmc.bench import Result, Task
+    from llmc.bench import Contestant, Result, Task
     from llmc.package.manifest import Manifest
 
 
@@ -21,13 +21,18 @@ def command(
     artifact: Annotated[Path, typer.Argument(help="The .llmc file.")],
     prefill: Annotated[str, typer.Option(help="Prompt lengths of a language model.")] = "128,512",
     decode: Annotated[int, typer.Option(min=0, help="Tokens to generate after a prompt of 128.")] = 64,
+    context: Annotated[str | None, typer.Option(help="Generate after longer prompts too, as 2048,8192.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Generate for so many sequences at once too, as 4,8.")] = None,
     dim: Annotated[
         list[str] | None, typer.Option(help="Size of a dimension of any other model: batch=1, seq=128.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="Peers: onnxruntime, onnxruntime-genai, openvino, openvino-int4.")
+        str | None, typer.Option(help="Peers: onnxruntime, onnxruntime-genai, openvino, openvino-int4, llama.cpp.")
     ] = None,
     model: Annotated[Path | None, typer.Option(help="The ONNX file that the peers run.")] = None,
+    gguf: Annotated[
+        Path | None, typer.Option(help="The GGUF file that llama.cpp runs; llama-bench must be on the PATH.")
+    ] = None,
     threads: ThreadsOption = None,
     repeat: Annotated[int, typer.Option(min=1, help="Measured rounds, after one of warming up.")] = 5,
     profile: Annotated[
@@ -38,7 +43,8 @@ def command(
     """Measure an artifact, alone or against its peers.
 
     Tokens per second of a language model, ms a call of any other: medians of interleaved rounds. Logits are computed
-    for every position, by llmc and by its peers. With --profile, the time of each kernel and how near it comes to its
+    for every position, by llmc and by its peers; what is generated is the likeliest token each time (llama.cpp takes
+    random ones, after random prompts of its own). With --profile, the time of each kernel and how near it comes to its
     roofline: what this machine's measured arithmetic and memory would allow. That needs the compiler installed.
 
     \b
@@ -46,27 +52,23 @@ def command(
       llmc bench model.llmc --prefill 128,512 --decode 64 --against onnxruntime --model model.onnx
     """
     from llmc import bench, options
-    from llmc.engines import demand_engine
     from llmc.package.reader import open_artifact
 
     lengths = options.parse_counts(prefill, "--prefill")
+    contexts = options.parse_counts(context, "--context") if context else ()
+    batches = options.parse_counts(batch, "--batch") if batch else ()
     peers = [name.strip() for name in against.split(",")] if against else []
     if profile and peers:
         raise OptionError("--profile looks into llmc alone", hint="give --profile and --against one after the other")
-    if peers and model is None:
-        raise OptionError("--against needs the ONNX file that the peers run", hint="add --model model.onnx")
-    for name in peers:
-        demand_engine(name)
-    if model is not None and not model.is_file():
-        raise ModelError(
-            "no such file", where=str(model), hint="give the ONNX file that the artifact was compiled from"
-        )
+    contestants = [bench.Contestant("llmc", artifact), *(_contestant(name, model, gguf) for name in peers)]
     manifest = open_artifact(artifact).manifest
-    tasks = bench.decoder_tasks(lengths, decode) if manifest.decoder else [call_task(manifest, dim or [])]
+    if manifest.decoder:
+        tasks = bench.decoder_tasks(lengths, decode, contexts, batches)
+    else:
+        tasks = [call_task(manifest, dim or [])]
     if profile:
         _profile(artifact, tasks, threads, json)
         return
-    contestants = [bench.Contestant("llmc", artifact), *(bench.Contestant(p, model or artifact) for p in peers)]
     console = stderr()
     with console.status("measuring") as status:
         results = bench.compare(
@@ -84,6 +86,23 @@ def command(
         print_json({name: bench.as_json(result) for name, result in results.items()})
     else:
         _show(tasks, results)
+
+
+def _contestant(name: str, model: Path | None, gguf: Path | None) -> Contestant:
+    """The peer `name` on its file. Raises OptionError for an unknown peer or a file not given, ModelError for none."""
+    from llmc.bench import Contestant
+    from llmc.engines import demand_engine
+
+    demand_engine(name)
+    path, what, option = (gguf, "GGUF", "--gguf") if name == "llama.cpp" else (model, "ONNX", "--model")
+    if path is None:
+        raise OptionError(
+            f"{name} needs the {what} file that it runs", where="--against", hint=f"add {option} model.{what.lower()}"
+        )
+    if not path.is_file():
+        hint = "give the ONNX file that the artifact was compiled from" if what == "ONNX" else "give a GGUF file"
+        raise ModelError("no such file", where=str(path), hint=hint)
+    return Contestant(name, path)
 
 
 def _profile(artifact: Path, tasks: list[Task], threads: int | None, json: bool) -> None:

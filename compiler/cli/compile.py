@@ -26,9 +26,13 @@ def command(
         typer.Option("--output", "-o", help="The artifact to write; default: MODEL's name with .llmc, here."),
     ] = None,
     target: Annotated[str, typer.Option(help="What to build for; `llmc targets` lists them.")] = "native",
-    quantize: Annotated[str, typer.Option(help="Format of the weights: none, w8a8, w4a8-g32, w4a16-g32 ...")] = "none",
+    quantize: Annotated[str, typer.Option(help="Format of the weights: none, w8a8, w8a8-outliers, w4a8 ...")] = "none",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Samples for formats that need them: a text, or an .npz with the model's inputs by name."),
+    ] = None,
     kv_cache: Annotated[
-        str, typer.Option(help="What sessions keep keys and values in: float32, int8, or int4.")
+        str, typer.Option(help="What sessions keep keys and values in: float32, int8, or int4; paged, or int8,paged.")
     ] = "float32",
     dim: Annotated[
         list[str] | None, typer.Option(help="Fix or bound a symbolic dimension: batch=1, seq=1..4096; may be repeated.")
@@ -70,6 +74,7 @@ def command(
         "model": f"{model} ({human_bytes(_model_bytes(model))})",
         "target": f"{chosen.name}{' (native)' if target == 'native' else ''}: {chosen.description}",
         "quantize": f"{format.name}: {format.description}" if format else "none: weights stay as they are",
+        **({"calibrate": calibrate} if calibrate else {}),
         "kv cache": kv_cache,
         "dims": options.show_dims(dims) or "as in the model",
         "output": output,
@@ -98,6 +103,7 @@ def command(
             dims=dims or None,
             dump_ir=dump_ir,
             progress=compiling,
+            calibrate=calibrate,
             kv_cache=kv_cache,
             tune=tune,
             tune_seconds=budget,

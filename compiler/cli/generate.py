@@ -1,22 +1,26 @@
-"""`llmc generate`: text from a prompt, shown while it is made."""
+"""`llmc generate`: text from a prompt, shown while it is made; or from several prompts at once."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmc.cli.common import JsonFlag, ThreadsOption, print_json, stderr
+from llmc.errors import OptionError
 
 if TYPE_CHECKING:
-    from llmc.runtime import Model
+    from llmc.runtime import Generation, Generations, Model
 
 
 def command(
     artifact: Annotated[Path, typer.Argument(help="The .llmc file of a language model.")],
-    prompt: Annotated[str, typer.Argument(help="What to answer or, with --raw, to continue.")],
+    prompt: Annotated[
+        list[str] | None, typer.Argument(help="What to answer or, with --raw, to continue; several are read at once.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file with further prompts, a line each.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Stop after so many tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more varied.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: all.")] = 0,
@@ -28,26 +32,54 @@ def command(
     threads: ThreadsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Answer or continue a prompt.
+    """Answer or continue a prompt, or several at once.
+
+    One prompt's text appears while it is made, those of several as each is done. Several take little longer than one:
+    each step reads the weights once for all of them.
 
     \b
     Example:
       llmc generate model.llmc "What is the capital of France?" --max-new-tokens 64
+      llmc generate model.llmc "What is the capital of France?" "And of Peru?" --prompts more.txt
     """
-    from llmc.runtime import generate, load
+    from llmc.runtime import generate, generate_all, load
 
+    texts = [*(prompt or ()), *(_lines(prompts) if prompts else ())]
+    if not texts:
+        raise OptionError("there is no prompt", hint="give one, or a file of them with --prompts")
     started = time.perf_counter()
     model = load(artifact, threads=threads)
     loaded = time.perf_counter() - started
-    generation = generate(
-        model.session(),
-        _encode(model, prompt, chat),
-        max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    session, ids = model.session(len(texts)), [_encode(model, text, chat) for text in texts]
+    found: Generation | Generations
+    if len(texts) == 1:
+        found = generate(session, ids[0], max_new_tokens, **options)  # type: ignore[arg-type]
+        data = _show_one(model, found, json)
+    else:
+        found = generate_all(session, ids, max_new_tokens, **options)  # type: ignore[arg-type]
+        data = _show_all(model, found, texts, json)
+    new = found.new_tokens if isinstance(found.new_tokens, int) else sum(found.new_tokens)
+    figures = {
+        "prompt_tokens": found.prompt_tokens,
+        "new_tokens": new,
+        "load_s": loaded,
+        "first_token_s": found.first_token_s,
+        "prompt_tokens_per_s": found.prompt_tokens_per_s,
+        "decode_tokens_per_s": found.decode_tokens_per_s,
+    }
+    if json:
+        print_json(data | figures)
+        return
+    stderr().print(
+        f"[dim]prompt: {found.prompt_tokens} tokens, {found.prompt_tokens_per_s:.0f} tokens/s; "
+        f"answer: {new} tokens, {found.decode_tokens_per_s:.1f} tokens/s; "
+        f"loaded in {loaded:.2f} s[/]"
     )
+
+
+def _show_one(model: Model, generation: Generation, json: bool) -> dict[str, Any]:
+    """The text as it comes, on standard output unless it is to be data."""
     text = ""
     try:
         for piece in model.text.stream().feed(generation):
@@ -57,23 +89,37 @@ def command(
     finally:
         if text and not json:
             typer.echo()
-    figures = {
-        "prompt_tokens": generation.prompt_tokens,
-        "new_tokens": generation.new_tokens,
-        "finish": generation.finish,
-        "load_s": loaded,
-        "first_token_s": generation.first_token_s,
-        "prompt_tokens_per_s": generation.prompt_tokens_per_s,
-        "decode_tokens_per_s": generation.decode_tokens_per_s,
-    }
-    if json:
-        print_json({"text": text, **figures})
-        return
-    stderr().print(
-        f"[dim]prompt: {generation.prompt_tokens} tokens, {generation.prompt_tokens_per_s:.0f} tokens/s; "
-        f"answer: {generation.new_tokens} tokens, {generation.decode_tokens_per_s:.1f} tokens/s; "
-        f"loaded in {loaded:.2f} s[/]"
-    )
+    return {"text": text, "finish": generation.finish}
+
+
+def _show_all(model: Model, generations: Generations, prompts: list[str], json: bool) -> dict[str, Any]:
+    """Each text after its prompt, in order, as soon as it and those before it are done."""
+    rows: list[list[int]] = [[] for _ in prompts]
+    shown = 0
+
+    def show_finished() -> None:
+        nonlocal shown
+        while shown < len(prompts) and generations.finish[shown]:
+            if not json:
+                typer.echo(f"{shown + 1}. {prompts[shown]}\n{model.text.decode(rows[shown])}\n")
+            shown += 1
+
+    for tokens in generations:
+        for row, token in zip(rows, tokens, strict=True):
+            row += [] if token is None else [token]
+        show_finished()
+    show_finished()
+    answers = zip(prompts, rows, generations.finish, strict=True)
+    return {"answers": [{"prompt": p, "text": model.text.decode(row), "finish": why} for p, row, why in answers]}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise OptionError(f"cannot be read: {reason}", where=str(path), hint="give a text file to --prompts") from None
+    return [line for line in lines if line.strip()]
 
 
 def _encode(model: Model, prompt: str, chat: bool | None) -> list[int]:

@@ -74,7 +74,7 @@ def _cache(decoder: DecoderSpec) -> str:
     longest = decoder.max_length or _LENGTH
     a_token = decoder.cache_bytes(longest) / longest
     return (
-        f"{decoder.kv_cache}, {human_bytes(round(a_token))} a token, "
+        f"{decoder.kv_cache}{' in pages' if decoder.paged else ''}, {human_bytes(round(a_token))} a token, "
         f"{human_bytes(decoder.cache_bytes(longest))} at {longest} tokens"
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmc.engines.base import Engine
+from llmc.engines.base import ROOM, Engine
 from llmc.runtime import load
 
 
@@ -20,8 +20,12 @@ class ArtifactEngine(Engine):
     def call(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.model.main(inputs)
 
-    def reset(self) -> None:
-        self.session.reset()
+    def reset(self, batch: int = 1, room: int = ROOM) -> None:
+        if batch == self.session.batch:
+            self.session.reset()
+        else:
+            self.session = self.model.session(batch)
+        self.session.reserve(room)
 
     def step(self, ids: np.ndarray) -> np.ndarray:
-        return self.session.append(ids, all=True)[0]
+        return self.session.append(ids, all=True)

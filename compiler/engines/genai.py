@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai
 
-from llmc.engines.base import Engine
+from llmc.engines.base import ROOM, Engine
 from llmc.errors import ModelError
-
-_LONGEST = 2048
 
 
 class GenAiEngine(Engine):
@@ -26,20 +24,22 @@ class GenAiEngine(Engine):
             config.overlay(json.dumps(overlay))
         self.model = onnxruntime_genai.Model(config)
 
-    def reset(self) -> None:
+    def reset(self, batch: int = 1, room: int = ROOM) -> None:
         params = onnxruntime_genai.GeneratorParams(self.model)
-        params.set_search_options(max_length=_LONGEST, min_length=_LONGEST, do_sample=False)
+        length = max(room, ROOM)  # its caches are made for the whole length at once
+        params.set_search_options(batch_size=batch, max_length=length, min_length=length, do_sample=False)
         self.generator = onnxruntime_genai.Generator(self.model, params)
 
     def step(self, ids: np.ndarray) -> np.ndarray:
-        self.generator.append_tokens(ids.astype(np.int32))
-        return np.asarray(self.generator.get_output("logits")[0])
+        self._append(ids)
+        return np.asarray(self.generator.get_output("logits"))
 
-    def prefill(self, ids: np.ndarray) -> None:
-        self.reset()
-        self.generator.append_tokens(ids.astype(np.int32))
-        self.generator.generate_next_token()
+    def read(self, ids: np.ndarray) -> None:
+        self._append(ids)
 
     def decode(self, n: int) -> None:
-        for _ in range(n):
+        for _ in range(n + 1):  # the first one only chooses, from the logits of the prompt
             self.generator.generate_next_token()
+
+    def _append(self, ids: np.ndarray) -> None:
+        self.generator.append_tokens(ids.astype(np.int32))

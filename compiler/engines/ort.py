@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from llmc.engines.base import Engine, decoder_inputs
+from llmc.engines.base import ROOM, Engine, decoder_inputs
 from llmc.errors import ModelError
 
 
@@ -34,16 +34,15 @@ class OnnxRuntimeEngine(Engine):
             raise ModelError(f"onnxruntime cannot run it: {error}", where=str(self.path)) from error
         return dict(zip(self.outputs, results, strict=True))
 
-    def reset(self) -> None:
+    def reset(self, batch: int = 1, room: int = ROOM) -> None:
         self.length = 0
         self.caches = {}
         for name in self.pasts:
             _, heads, _, size = self.arguments[name].shape
-            self.caches[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, size), np.float32))
+            self.caches[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, size), np.float32))
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         binding = self.session.io_binding()
-        end = self.length + len(ids)
         for name, value in decoder_inputs(ids, self.length).items():
             if name in self.inputs:
                 binding.bind_cpu_input(name, value)
@@ -54,5 +53,5 @@ class OnnxRuntimeEngine(Engine):
         self.session.run_with_iobinding(binding)
         logits, *presents = binding.get_outputs()
         self.caches = dict(zip(self.pasts, presents, strict=True))
-        self.length = end
-        return np.asarray(logits.numpy()[0])
+        self.length += ids.shape[1]
+        return np.asarray(logits.numpy())

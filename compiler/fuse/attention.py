@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from llmc.fuse.build import Mask, attention
 from llmc.fuse.heads import Heads, flatten_heads, merged, repeated_source, split_heads
 from llmc.fuse.masks import recognise
+from llmc.fuse.scores import split_mask
 from llmc.graph import Dim, Editor, Graph, Node, TensorType, same_dim
 from llmc.match import made_by, nodes, only_user, peel_scale, rank, scalar
 
@@ -21,12 +23,12 @@ def fuse_attention(graph: Graph) -> Graph:
     return edit.finish()
 
 
-def _mask(edit: Editor, masks: dict[str, Mask], name: str, batch: Dim, queries: Dim, keys: Dim) -> Mask:
+def _mask(edit: Editor, masks: dict[str, Mask], name: str, batch: Dim, queries: Dim, keys: Dim, heads: int) -> Mask:
     """Layers share their mask: each is recognised once."""
     if not name:
         return Mask()
     if name not in masks:
-        masks[name] = recognise(edit, name, batch, queries, keys)
+        masks[name] = recognise(edit, name, batch, queries, keys, heads)
     return masks[name]
 
 
@@ -57,9 +59,9 @@ def _standard(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
             past, presents, (k, v) = (past_k, past_v), (k, v), (new_k, new_v)
     if causal and not same_dim(S, total):
         return  # how a causal mask lies over keys of another number depends on the opset: the operator's rule knows
-    mask = _mask(edit, masks, node.input(3), B, S, total)
+    mask = _mask(edit, masks, node.input(3), B, S, total, H)
     if causal:
-        mask = Mask(True, mask.window, mask.key_bias, mask.bias)
+        mask = replace(mask, causal=True, prefix="")
     heads = flatten_heads(edit, q, H), flatten_heads(edit, k, KV), flatten_heads(edit, v, KV)
     if not _same_rope(heads[0], heads[1]):
         return
@@ -109,8 +111,10 @@ def _primitive(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
     product = only_user(edit, weights, "MatMul")
     if product is None or product.inputs[0] != weights:
         return
-    scores, mask_name = _split_mask(edit, node.inputs[0])
+    outer, scores, mask_name = split_mask(edit, node.inputs[0])
     softcap, scores = _peel_softcap(edit, scores)
+    if softcap and outer != 1:
+        return
     factor, scores = peel_scale(edit, scores)
     first = made_by(edit, scores, "MatMul")
     if first is None:
@@ -129,7 +133,7 @@ def _primitive(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
         return
     if bool(past_k) != bool(past_v):
         past_k, past_v, k_new, v_new = "", "", k, v
-    mask = _mask(edit, masks, mask_name, B, S, total)
+    mask = _mask(edit, masks, mask_name, B, S, total, H)
     heads = flatten_heads(edit, q, H), flatten_heads(edit, k_new, KV), flatten_heads(edit, v_new, KV)
     if not _same_rope(heads[0], heads[1]) or heads[2].cos:
         return
@@ -144,7 +148,7 @@ def _primitive(edit: Editor, node: Node, masks: dict[str, Mask]) -> None:
         total=total,
         head_dim=D,
         n_kv_heads=KV,
-        scale=factor * fq * fk * fk2,
+        scale=outer * factor * fq * fk * fk2,
         mask=mask,
         softcap=softcap,
     )
@@ -172,18 +176,6 @@ def _guarded(edit: Editor, name: str) -> str:
     if choice is None or len(readers) != 2 or choice.inputs[2] != name or scalar(edit, choice.inputs[1]) != 0:
         return name
     return choice.outputs[0]
-
-
-def _split_mask(edit: Editor, name: str) -> tuple[str, str]:
-    """(scores, mask) of scores + mask; "" where nothing is added."""
-    add = made_by(edit, name, "Add")
-    if add is None:
-        return name, ""
-    for scores, mask in (add.inputs, add.inputs[::-1]):
-        _, inner = peel_scale(edit, scores)
-        if made_by(edit, inner, "MatMul", "Tanh") is not None:
-            return scores, mask
-    return name, ""
 
 
 def _peel_softcap(edit: Editor, name: str) -> tuple[float, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,26 @@ from llmc.graph import LLMC, Dim, Editor, Node, TensorType
 MASKED = np.float32(-1e30)  # added to the score of a key that must not be seen; finite, so that no row yields nan
 
 
+# Where an Attention node has slopes, prefix, documents, and a session's tree. Inputs of its caches stand before them.
+MASK_INPUTS = slice(13, 17)
+
+
 @dataclass(frozen=True)
 class Mask:
-    """What a query may see. `key_bias` [B, T] and `bias` [B|1, H|1, S|1, T] name float values added to the scores."""
+    """What a query may see. `key_bias` [B, T] and `bias` [B|1, H|1, S|1, T] name float values added to the scores.
+
+    `slopes` names a constant [H], `prefix` an int64 [B], `documents` an int64 [B, T] value; for what they and `sinks`
+    say see `schedules.attention.workloads`.
+    """
 
     causal: bool = False
     window: int = 0
     key_bias: str = ""
     bias: str = ""
+    sinks: int = 0
+    slopes: str = ""
+    prefix: str = ""
+    documents: str = ""
 
 
 def attention(
@@ -43,6 +55,8 @@ def attention(
     B, S = edit.types[q.name].shape[:2]
     kv_len = lengths(edit, B, total)
     names = (q.name, k.name if k else "", v.name if v else "", *past, q.cos, q.sin, kv_len, mask.key_bias, mask.bias)
+    if mask.slopes or mask.prefix or mask.documents:
+        names += (*[""] * (MASK_INPUTS.start - len(names)), mask.slopes, mask.prefix, mask.documents)
     attrs: dict[str, Any] = {
         "n_heads": q.n_heads,
         "n_kv_heads": n_kv_heads,
@@ -50,6 +64,7 @@ def attention(
         "scale": scale,
         "causal": mask.causal,
         "window": mask.window,
+        "sinks": mask.sinks,
         "softcap": softcap,
         "interleaved": q.interleaved,
     }
@@ -75,6 +90,18 @@ def positions(edit: Editor, batch: Dim, start: Dim, length: Dim) -> str:
     if name not in edit.types:
         attrs = {"batch": batch, "start": start, "length": length}
         edit.add(Node("Positions", (), (name,), attrs, LLMC, name, 1), [TensorType((batch, length), "int64")])
+    return name
+
+
+def documents(edit: Editor, numbers: str) -> str:
+    """int64 [B, T] of the documents' numbers."""
+    if edit.types[numbers].dtype == "int64":
+        return numbers
+    name = f"{numbers}.documents"
+    if name not in edit.types:
+        edit.add(
+            Node("Cast", (numbers,), (name,), {"to": 7}, version=13), [replace(edit.types[numbers], dtype="int64")]
+        )
     return name
 
 

@@ -2,7 +2,9 @@
 
 `step` computes the logits of every position, `step_last` of the last one only, `decode` of a single token of
 one sequence. All take kv_len [B]: how many tokens each cache holds after the step. A session never pads, so the padding
-mask is gone, and with it the mask input. Caches are float32, or rounded (`schedules.attention.kv_format`).
+mask is gone, and with it the mask input. Caches are float32, or rounded (`schedules.attention.kv_format`). Paged, they
+are pools of pages of a block each: the functions then take block_table [B, blocks], the page of each block, and
+shared_blocks [1], how many leading ones all sequences share.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from llmc.fuse.build import MASK_INPUTS
 from llmc.graph import LLMC, Dim, Editor, Graph, Node, TensorType, as_dim, graphs, prune, same_dim
 from llmc.schedules.attention.kv_format import KVCache
 from llmc.schedules.attention.workloads import cache_arguments
 from llmc.tvm_shim import Analyzer, substitute, tirx
 
 POSITIONS, KV_LEN = "position_ids", "kv_len"
+TABLE, SHARED = "block_table", "shared_blocks"
 _KINDS = ("k_cache", "v_cache", "kv_planes")
 
 
@@ -31,12 +35,13 @@ class Decoder:
     head_dim: int
     vocab_size: int
     kv_cache: KVCache
+    paged: bool
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.functions.values()))
 
 
-def decoder_of(graph: Graph, kv_cache: KVCache = "float32") -> Decoder | None:
+def decoder_of(graph: Graph, kv_cache: KVCache = "float32", paged: bool = False) -> Decoder | None:
     """Session functions of a fused decoder, whose caches hold `kv_cache`; None where the graph is none."""
     layers = [n for n in graph.nodes if n.op == "Attention" and n.domain == LLMC]
     pasts = {name for n in layers for name in n.inputs[3:5]}
@@ -46,35 +51,42 @@ def decoder_of(graph: Graph, kv_cache: KVCache = "float32") -> Decoder | None:
         return None
     if not layers or not pasts <= set(graph.inputs) or len(logits) != 1 or "input_ids" not in ids:
         return None
-    step, caches = _with_caches(graph, layers, logits[0], kv_cache)
-    known = {"input_ids", POSITIONS, KV_LEN, *(name for pair in caches for name in pair)}
+    step, caches = _with_caches(graph, layers, logits[0], kv_cache, paged)
+    known = {"input_ids", POSITIONS, KV_LEN, TABLE, SHARED, *(name for pair in caches for name in pair)}
     if not set(step.inputs) <= known:
         return None
     vocab = graph.types[logits[0]].shape[-1]
     attrs = layers[0].attrs
     functions = {"step": step, "step_last": _last_only(step, logits[0]), "decode": _single(step)}
-    return Decoder(functions, caches, attrs["n_kv_heads"], attrs["head_dim"], int(vocab), kv_cache)
+    return Decoder(functions, caches, attrs["n_kv_heads"], attrs["head_dim"], int(vocab), kv_cache, paged)
 
 
 def _with_caches(
-    graph: Graph, layers: list[Node], logits: str, kv_cache: KVCache
+    graph: Graph, layers: list[Node], logits: str, kv_cache: KVCache, paged: bool
 ) -> tuple[Graph, tuple[tuple[str, ...], ...]]:
     B, S = graph.types["input_ids"].shape
-    symbols = {"B": B, "blocks": tirx.Var("blocks", "int64"), "capacity": tirx.Var("capacity", "int64")}
+    symbols = {"B": B} | {name: tirx.Var(name, "int64") for name in ("blocks", "capacity", "pages")}
     edit = Editor(replace(graph, outputs=(logits,)))
     edit.types[KV_LEN] = TensorType((B,), "int64")
+    table = (TABLE, SHARED) if paged else ()
+    if paged:
+        edit.types[TABLE] = TensorType((B, symbols["blocks"]), "int32")
+        edit.types[SHARED] = TensorType((1,), "int64")
     caches = []
     for i, node in enumerate(layers):
         KV, D = node.attrs["n_kv_heads"], node.attrs["head_dim"]
         names = []
-        for kind, arg in zip(_KINDS, cache_arguments(kv_cache, KV, D, "blocks", "capacity"), strict=False):
+        for kind, arg in zip(_KINDS, cache_arguments(kv_cache, KV, D, "blocks", "capacity", paged), strict=False):
             names.append(f"{kind}.{i}")
             shape = tuple(symbols[d] if isinstance(d, str) else d for d in arg.shape)
             edit.types[names[-1]] = TensorType(shape, arg.dtype)
         caches.append(tuple(names))
-        inputs = (*node.inputs[:3], *names[:2], *node.inputs[5:7], KV_LEN, "", node.inputs[9], *names[2:])
+        scales = names[2:] or [""]
+        inputs = (*node.inputs[:3], *names[:2], *node.inputs[5:7], KV_LEN, "", node.inputs[9], *scales, *table)
+        if any(node.inputs[MASK_INPUTS]):
+            inputs += (*[""] * (MASK_INPUTS.start - len(inputs)), *node.inputs[MASK_INPUTS])
         edit.remove(node)
-        attrs = {**node.attrs, "in_place": True, "kv_cache": kv_cache}
+        attrs = {**node.attrs, "in_place": True, "kv_cache": kv_cache, "paged": paged}
         edit.add(replace(node, inputs=inputs, outputs=(node.outputs[0], "", ""), attrs=attrs))
     for node in list(edit.nodes.values()):
         if node.op == "Positions" and node.domain == LLMC and same_dim(node.attrs["length"], S):
@@ -84,7 +96,7 @@ def _with_caches(
     read = {i for n in step.nodes for i in n.inputs}
     kept = [i for i in ("input_ids", POSITIONS) if i in read]
     flat = [name for pair in caches for name in pair]
-    step = replace(step, name="step", inputs=(*kept, KV_LEN, *flat))
+    step = replace(step, name="step", inputs=(*kept, KV_LEN, *table, *flat))
     extra = [i for i in graph.inputs if i in read and i not in step.inputs]
     return replace(step, inputs=(*step.inputs, *extra)), tuple(caches)
 
@@ -126,6 +138,8 @@ def _single(step: Graph) -> Graph:
         return dim if isinstance(dim, int) else as_dim(Analyzer().simplify(substitute(dim, ones)))
 
     def fixed_node(node: Node) -> Node:
+        if node.op == "Lengths" and node.domain == LLMC:
+            return replace(node, attrs={name: fixed(d) for name, d in node.attrs.items()})
         if node.op != "ShapeValue":
             return node
         value = np.empty_like(node.attrs["value"])

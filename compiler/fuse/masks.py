@@ -3,50 +3,35 @@
 There are dozens of spellings of a causal or padding mask (Range and compare, Trilu, Where over finfo.min, cumulative
 sums …), and each release of an exporter adds one. All are small subgraphs of the model's dimensions, of one [B, T] mask
 input and of positions. So the subgraph is evaluated with ONNX's own reference implementation for a few sizes and random
-masks, and compared with the hypotheses that kernels know: causal or not, windowed or not, padded or not. Sizes just
-beyond every integer constant in the subgraph are tried too, because a sliding window shows itself only there. What fits
-no hypothesis is passed to the kernel as the additive bias that it is: still fused, only read from memory.
+masks (`trials`), and compared with what kernels know: causal or not, a window, with sinks before it or not, a prefix,
+documents, padding, and ALiBi's slopes. Sizes just beyond every integer constant in the subgraph are tried too, because
+a sliding window shows itself only there. What fits no guess is passed to the kernel as the additive bias that it is:
+still fused, only read from memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from llmc.fuse.build import Mask, key_bias
+from llmc.fuse.build import Mask, documents, key_bias, lengths
 from llmc.fuse.heads import expand, reshape
+from llmc.fuse.trials import Sizes, Subgraph, Trials, integers, subgraph
 from llmc.graph import Dim, Editor, Node, TensorType, same_dim
-from llmc.match import array, rank
-from llmc.tvm_shim import Analyzer, substitute, tirx
+from llmc.tvm_shim import Analyzer
 
-_MOST_NODES = 200
 _HIDDEN_BELOW = -1e4
-_MOST_QUERIES = 4096  # of a trial: as many keys, and some tens of bytes for each pair
+_LEAST_WINDOW = 5  # smaller constants are axes and the like
+_MOST_SINKS = 1024
 
 
-@dataclass(frozen=True)
-class _Subgraph:
-    nodes: tuple[Node, ...]
-    leaves: tuple[str, ...]  # run-time inputs
-    constants: tuple[str, ...]
-
-
-def recognise(edit: Editor, name: str, batch: Dim, queries: Dim, keys: Dim) -> Mask:
+def recognise(edit: Editor, name: str, batch: Dim, queries: Dim, keys: Dim, heads: int) -> Mask:
     """What the additive or boolean mask `name` (broadcast over [B, H, S, T]) means."""
-    sub = _ancestors(edit, name)
-    if sub is not None:
-        key_masks = [leaf for leaf in sub.leaves if _is_key_mask(edit, leaf, keys, queries)]
-        # A row of floats that is fed is added as it is: no trial could tell what is in it.
-        added = any(edit.types[leaf].dtype.startswith("float") for leaf in sub.leaves if leaf not in key_masks)
-        readable = len(key_masks) <= 1 and not added
-        found = _hypothesis(edit, name, sub, key_masks, batch, queries, keys) if readable else None
-        if found is not None:
-            causal, window, padded = found
-            return Mask(causal, window, key_bias(edit, key_masks[0]) if padded else "")
-    return Mask(bias=_additive(edit, name, keys))
+    sub = subgraph(edit, name, (batch, queries, keys))
+    found = _Search(edit, sub, heads).mask() if sub is not None else None
+    return found or Mask(bias=_additive(edit, name, keys))
 
 
 def _additive(edit: Editor, name: str, keys: Dim) -> str:
@@ -67,173 +52,210 @@ def _additive(edit: Editor, name: str, keys: Dim) -> str:
     return name
 
 
-def _ancestors(edit: Editor, name: str) -> _Subgraph | None:
-    """All that `name` is computed from; None where that is large or no arithmetic of masks."""
-    order: list[Node] = []
-    leaves: dict[str, None] = {}
-    constants: dict[str, None] = {}
-    seen: set[str] = set()
+@dataclass(frozen=True)
+class _Guess:
+    """What a mask could mean. `padding`, `numbers` and `prefix_of` name inputs: masks of keys, documents' numbers, and
+    the length of each sequence's prefix."""
 
-    def visit(value: str) -> bool:
-        if not value or value in seen:
+    causal: bool = False
+    window: int = 0
+    sinks: int = 0
+    prefix: int = 0
+    prefix_of: str = ""
+    padding: str = ""
+    numbers: str = ""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What came out for some sizes and inputs: visible bool and added float, both [B|1, H|1, S|1, T|1]."""
+
+    B: int
+    S: int
+    T: int
+    feeds: Mapping[str, np.ndarray] = field(repr=False)
+    visible: np.ndarray = field(repr=False)
+    added: np.ndarray = field(repr=False)
+
+    def fits(self, guess: _Guess) -> bool:
+        query, key = np.arange(self.T - self.S, self.T)[:, None], np.arange(self.T)[None, :]
+        seen = np.ones((self.B, self.S, self.T), bool)
+        if guess.causal:
+            prefix = self.feeds[guess.prefix_of].reshape(-1, 1, 1) if guess.prefix_of else guess.prefix
+            seen &= (key <= query) | (key < prefix)
+        if guess.window:
+            seen &= (key > query - guess.window) | (key < guess.sinks)
+        if guess.numbers:
+            number = self.feeds[guess.numbers]
+            seen &= number[:, -self.S :, None] == number[:, None, :]
+        if guess.padding:
+            seen &= self.feeds[guess.padding][:, None, :] != 0
+        shape = np.broadcast_shapes(seen[:, None].shape, self.visible.shape)
+        return bool(np.array_equal(np.broadcast_to(seen[:, None], shape), np.broadcast_to(self.visible, shape)))
+
+
+class _Search:
+    """For the guess that explains every trial of a mask."""
+
+    def __init__(self, edit: Editor, sub: Subgraph, heads: int) -> None:
+        self.edit, self.sub, self.heads = edit, sub, heads
+        self.runs, self.rng = Trials(edit, sub), np.random.default_rng(0)
+        self.key_masks = [leaf for leaf in sub.leaves if self.is_key_mask(leaf)]
+        self.counts = [leaf for leaf in sub.leaves if self.is_count(leaf)]
+        self.integers = integers(edit, sub)
+
+    # -- inputs -------------------------------------------------------------------------------------------------
+    def is_key_mask(self, leaf: str) -> bool:
+        """[B, T]; where T is S, positions look the same and are told apart by their name."""
+        shape = self.edit.types[leaf].shape
+        of_keys = len(shape) == 2 and Analyzer().can_prove_equal(shape[1], self.sub.dims[2])
+        return of_keys and "position" not in leaf
+
+    def is_count(self, leaf: str) -> bool:
+        """A number, or one for each sequence: int [], [1], [B] or [B, 1]."""
+        type_ = self.edit.types[leaf]
+        first, rest = type_.shape[:1], type_.shape[1:]
+        of_batch = all(same_dim(d, 1) or same_dim(d, self.sub.dims[0]) for d in first)
+        return (
+            type_.dtype in ("int32", "int64")
+            and of_batch
+            and all(same_dim(d, 1) for d in rest)
+            and "position" not in leaf
+        )
+
+    def feed(self, leaf: str, shape: tuple[int, ...], numbers: str, S: int, T: int) -> np.ndarray:
+        dtype = self.edit.types[leaf].dtype
+        if leaf in self.key_masks:
+            return self.rng.integers(0, 4 if leaf == numbers else 2, shape).astype(dtype)
+        if leaf in self.counts:
+            return self.rng.integers(0, T + 2, shape).astype(dtype)
+        return np.broadcast_to(T - S + np.arange(shape[-1]), shape).astype(dtype)
+
+    # -- trials -------------------------------------------------------------------------------------------------
+    def trial(self, sizes: Sizes, numbers: str = "") -> _Trial | None:
+        """None where the mask cannot be run, or has too many dimensions."""
+        B, S, T = self.runs.sizes(sizes)
+        feeds = self.runs.feeds(sizes, lambda leaf, shape: self.feed(leaf, shape, numbers, S, T))
+        result = self.runs.run(sizes, feeds)
+        if result is None or result.ndim > 4:
+            return None
+        result = result.reshape((1,) * (4 - result.ndim) + result.shape)
+        visible = result if result.dtype == bool else result >= _HIDDEN_BELOW
+        added = np.where(visible & (result.dtype != bool), result, 0)
+        return _Trial(B, S, T, feeds, visible, added)
+
+    def trials(self, numbers: str) -> list[_Trial] | None:
+        """Small ones, and one beyond each constant: by so much that sinks, if there are any, stand apart."""
+        more = 2 + max((c for c in self.integers if c <= _MOST_SINKS), default=0)
+        windows = [self.runs.beyond(c, more) for c in self.integers if c >= _LEAST_WINDOW]
+        found = []
+        for sizes in (*self.runs.small(fed=bool(self.key_masks or self.counts)), *windows):
+            if sizes is None:
+                continue
+            trial = self.trial(sizes, numbers)
+            if trial is None:
+                return None
+            found.append(trial)
+        return found
+
+    # -- guesses ------------------------------------------------------------------------------------------------
+    def mask(self) -> Mask | None:
+        # Of floats and the like that are fed no trial could tell what is in them; of numbers, positions are expected.
+        others = {*self.sub.leaves} - {*self.key_masks, *self.counts}
+        if not all(self.edit.types[leaf].dtype.startswith("int") and self.edit.types[leaf].shape for leaf in others):
+            return None
+        if len(self.key_masks) > 2 or len(self.counts) > 1:
+            return None
+        for numbers in ("", *filter(self.is_numbers, self.key_masks)):
+            trials = self.trials(numbers)
+            slopes = self.slopes(trials) if trials else None
+            if trials is None or slopes is None:
+                return None
+            for guess in self.guesses(numbers):
+                if all(trial.fits(guess) for trial in trials) and self.stands(guess):
+                    return self.named(guess, slopes)
+        return None
+
+    def is_numbers(self, leaf: str) -> bool:
+        type_ = self.edit.types[leaf]
+        return type_.dtype in ("int32", "int64") and same_dim(type_.shape[0], self.sub.dims[0])
+
+    def guesses(self, numbers: str) -> Iterator[_Guess]:
+        """The simplest first."""
+        near = sorted({c + d for c in self.integers if c >= _LEAST_WINDOW for d in (-1, 0, 1)})
+        few = sorted({c + d for c in self.integers if c <= _MOST_SINKS for d in (0, 1)})
+        first = sorted({c + d for c in self.integers for d in (-1, 0, 1) if c + d > 0})
+        shapes = [_Guess(), _Guess(causal=True), *(_Guess(causal=True, window=w) for w in near)]
+        shapes += [_Guess(causal=True, window=w, sinks=s) for w in near for s in few]
+        if not numbers:
+            shapes += [_Guess(causal=True, prefix_of=leaf) for leaf in self.counts]
+            shapes += [_Guess(causal=True, prefix=p) for p in first]
+        for shape in shapes:
+            for padding in (*self.key_masks, ""):
+                yield replace(shape, padding=padding, numbers=numbers)
+
+    def stands(self, guess: _Guess) -> bool:
+        """Does the guess hold where a query stands on either side of its prefix?"""
+        if not guess.prefix:
             return True
-        seen.add(value)
-        node = edit.producer.get(value)
-        if value in edit.constants:
-            constants[value] = None
-            return array(edit, value) is not None
-        if node is None:
-            leaves[value] = None
-            return rank(edit, value) <= 2
-        known = node.domain == "" or node.op in ("ShapeValue", "Positions")
-        if not known or len(order) >= _MOST_NODES or not all(visit(i) for i in node.inputs):
-            return False
-        order.append(node)
-        return True
+        sizes = self.runs.around(guess.prefix)
+        trial = self.trial(sizes) if sizes is not None else None
+        return trial is not None and trial.fits(guess)
 
-    if not visit(name):
-        return None
-    unique = tuple({id(n): n for n in order}.values())
-    return _Subgraph(unique, tuple(leaves), tuple(constants))
+    def slopes(self, trials: Iterable[_Trial]) -> np.ndarray | None:
+        """float32 [heads] where all that is added is slope[head] * key, but for a number for each row, which softmax
+        takes away; [] where nothing is added; None where it is anything else."""
+        wide = [t for t in trials if t.T > 1]
+        if not any(t.added.any() for t in trials):
+            return np.zeros(0, np.float32)
+        found, distance = np.zeros(self.heads), np.zeros(self.heads)
+        rows = []
+        for t in wide:
+            shape = np.broadcast_shapes(t.added.shape, (1, self.heads, 1, t.T))
+            if shape[1] != self.heads:
+                return None
+            visible, added = np.broadcast_to(t.visible, shape), np.broadcast_to(t.added, shape).astype(np.float64)
+            first, last = visible.argmax(-1), t.T - 1 - visible[..., ::-1].argmax(-1)
+            ends = [np.take_along_axis(added, at[..., None], -1)[..., 0] for at in (first, last)]
+            apart = np.where(visible.any(-1), last - first, 0)
+            for h in range(self.heads):
+                at = np.unravel_index(apart[:, h].argmax(), apart[:, h].shape)
+                if apart[:, h][at] > distance[h]:
+                    distance[h] = apart[:, h][at]
+                    found[h] = (ends[1] - ends[0])[:, h][at] / distance[h]
+            rows.append((visible, added, np.take_along_axis(added, first[..., None], -1), first[..., None]))
+        for visible, added, start, first in rows:
+            line = start + found[None, :, None, None] * (np.arange(added.shape[-1]) - first)
+            if not np.allclose(np.where(visible, added, 0), np.where(visible, line, 0), rtol=1e-5, atol=1e-6):
+                return None
+        return found.astype(np.float32) if found.any() else None
 
+    # -- what kernels take --------------------------------------------------------------------------------------
+    def named(self, guess: _Guess, slopes: np.ndarray) -> Mask:
+        """The guess as a mask, whose inputs are values of the graph."""
+        edit, batch = self.edit, self.sub.dims[0]
+        alibi = edit.constant(f"{self.sub.name}.slopes", slopes) if len(slopes) else ""
+        prefix = lengths(edit, batch, guess.prefix) if guess.prefix else ""
+        if guess.prefix_of:
+            prefix = self.of_batch(guess.prefix_of)
+        return Mask(
+            guess.causal,
+            guess.window,
+            key_bias(edit, guess.padding) if guess.padding else "",
+            sinks=guess.sinks,
+            slopes=alibi,
+            prefix=prefix,
+            documents=documents(edit, guess.numbers) if guess.numbers else "",
+        )
 
-def _is_key_mask(edit: Editor, leaf: str, keys: Dim, queries: Dim) -> bool:
-    """[B, T]; where T is S, positions look the same and are told apart by their name."""
-    shape = edit.types[leaf].shape
-    return len(shape) == 2 and Analyzer().can_prove_equal(shape[1], keys) and "position" not in leaf
-
-
-def _hypothesis(
-    edit: Editor, name: str, sub: _Subgraph, key_masks: list[str], batch: Dim, queries: Dim, keys: Dim
-) -> tuple[bool, int, bool] | None:
-    """(causal, window, padded) that explains every trial."""
-    trials = []
-    rng = np.random.default_rng(0)
-    for sizes in _trial_sizes(edit, name, sub, batch, queries, keys):
-        B, S, T = (_evaluate(d, sizes) for d in (batch, queries, keys))
-        feeds = {leaf: _feed(edit, leaf, sizes, leaf in key_masks, T - S, rng) for leaf in sub.leaves}
-        result = _run(edit, sub, name, sizes, feeds)
-        visible = None if result is None else _visible(result)
-        if visible is None or visible.ndim > 4:
-            return None
-        mask = feeds[key_masks[0]] != 0 if key_masks else np.ones((B, T), bool)
-        trials.append((visible.reshape((1,) * (4 - visible.ndim) + visible.shape), mask, S, T))
-    if not trials:
-        return None
-    windows = sorted({0, *(c + d for c in _integers(edit, sub) for d in (-1, 0, 1))})
-    for padded in (True, False) if key_masks else (False,):
-        for causal, window in [(False, 0), *((True, w) for w in windows if w >= 0)]:
-            if all(_explains(causal, window, padded, *trial) for trial in trials):
-                return causal, window, padded
-    return None
-
-
-def _explains(causal: bool, window: int, padded: bool, visible: np.ndarray, mask: np.ndarray, S: int, T: int) -> bool:
-    query, key = np.arange(T - S, T)[:, None], np.arange(T)[None, :]
-    expected = (key <= query) if causal else np.ones((S, T), bool)
-    if window:
-        expected = expected & (key > query - window)
-    full = expected[None, None] & (mask[:, None, None, :] if padded else True)
-    shape = np.broadcast_shapes(full.shape, visible.shape)
-    return bool(np.array_equal(np.broadcast_to(full, shape), np.broadcast_to(visible, shape)))
-
-
-def _visible(result: np.ndarray) -> np.ndarray | None:
-    """Which keys an evaluated mask lets through; None where it adds anything but nothing or a very negative number."""
-    if result.dtype == bool:
-        return result
-    hidden = result < _HIDDEN_BELOW
-    return None if np.any(result[~hidden] != 0) else ~hidden
-
-
-def _trial_sizes(
-    edit: Editor, name: str, sub: _Subgraph, batch: Dim, queries: Dim, keys: Dim
-) -> Iterator[Mapping[Any, int]]:
-    """Values for every symbol: three small trials, and one just beyond each integer constant."""
-    dims: list[Dim] = [batch, queries, keys, *edit.types[name].shape]
-    for node in sub.nodes:
-        dims += list(node.attrs["value"].flat) if node.op == "ShapeValue" else []
-        dims += [d for out in node.outputs if out for d in edit.types[out].shape]
-    dims += [d for leaf in sub.leaves for d in edit.types[leaf].shape]
-    symbols = list(
-        {s.name: s for d in dims if not isinstance(d, int) for s in tirx.analysis.undefined_vars(d)}.values()
-    )
-    role = {id(s): "batch" if s.same_as(batch) else "query" if s.same_as(queries) else "other" for s in symbols}
-    for b, s, o in ((2, 3, 4), (1, 5, 0), (3, 1, 7)):
-        yield {x: {"batch": b, "query": s, "other": o}[role[id(x)]] for x in symbols}
-    if "other" in role.values():
-        for c in _integers(edit, sub):
-            yield {x: {"batch": 1, "query": 2, "other": c + 2}[role[id(x)]] for x in symbols}
-    else:
-        for c in _integers(edit, sub):
-            if c <= _MOST_QUERIES:
-                yield {x: {"batch": 1, "query": c + 2, "other": 0}[role[id(x)]] for x in symbols}
-
-
-def _integers(edit: Editor, sub: _Subgraph) -> list[int]:
-    """Integer constants in the subgraph that could be the length of a window."""
-    found = set()
-    for name in sub.constants:
-        value = array(edit, name)
-        if value is not None and value.size == 1 and value.dtype.kind in "iuf" and np.isfinite(value).all():
-            number = abs(float(value.reshape(-1)[0]))
-            if 4 < number < 1 << 17 and number == int(number):
-                found.add(int(number))
-    return sorted(found)
-
-
-def _evaluate(dim: Dim, sizes: Mapping[Any, int]) -> int:
-    if isinstance(dim, int):
-        return dim
-    return int(Analyzer().simplify(substitute(dim, sizes)))
-
-
-def _feed(
-    edit: Editor, leaf: str, sizes: Mapping[Any, int], is_mask: bool, past: int, rng: np.random.Generator
-) -> np.ndarray:
-    type_ = edit.types[leaf]
-    shape = tuple(_evaluate(d, sizes) for d in type_.shape)
-    if is_mask:
-        return rng.integers(0, 2, shape).astype(type_.dtype)
-    if type_.dtype.startswith("int") and shape:
-        return np.broadcast_to(past + np.arange(shape[-1]), shape).astype(type_.dtype)
-    return np.zeros(shape, type_.dtype)
-
-
-def _run(
-    edit: Editor, sub: _Subgraph, name: str, sizes: Mapping[Any, int], feeds: Mapping[str, np.ndarray]
-) -> np.ndarray | None:
-    """The subgraph's value at these sizes, by ONNX's reference implementation; None where it has no such operator."""
-    from onnx import helper, numpy_helper
-    from onnx.reference.reference_evaluator import ReferenceEvaluator
-
-    values: dict[str, np.ndarray] = dict(feeds)
-    values.update({c: np.asarray(edit.constants[c]) for c in sub.constants})
-    for node in sub.nodes:
-        if node.op == "ShapeValue":
-            flat = [_evaluate(d, sizes) for d in node.attrs["value"].reshape(-1)]
-            values[node.outputs[0]] = np.asarray(flat, np.int64).reshape(node.attrs["value"].shape)
-            continue
-        if node.op == "Positions":
-            batch, start, length = (_evaluate(node.attrs[k], sizes) for k in ("batch", "start", "length"))
-            values[node.outputs[0]] = np.broadcast_to(start + np.arange(length), (batch, length))
-            continue
-        try:
-            tensors = {k: numpy_helper.from_array(v) for k, v in node.attrs.items() if isinstance(v, np.ndarray)}
-            proto = helper.make_node(node.op, node.inputs, node.outputs, **{**node.attrs, **tensors})
-            used = [i for i in dict.fromkeys(node.inputs) if i]
-            graph = helper.make_graph(
-                [proto],
-                "mask",
-                [
-                    helper.make_tensor_value_info(i, helper.np_dtype_to_tensor_dtype(values[i].dtype), None)
-                    for i in used
-                ],
-                [helper.make_empty_tensor_value_info(o) for o in node.outputs],
-            )
-            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", max(node.version, 11))])
-            outputs = ReferenceEvaluator(model).run(None, {i: values[i] for i in used})
-        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
-            return None
-        values.update(zip(node.outputs, outputs, strict=True))
-    return np.asarray(values[name])
+    def of_batch(self, leaf: str) -> str:
+        """int64 [B] of a number, or of one for each sequence."""
+        edit, name, batch = self.edit, f"{leaf}.of_batch", self.sub.dims[0]
+        if name not in edit.types:
+            flat, wide = edit.fresh(f"{leaf}.int64"), edit.fresh(f"{leaf}.flat")
+            type_ = edit.types[leaf]
+            edit.add(Node("Cast", (leaf,), (flat,), {"to": 7}, version=13), [TensorType(type_.shape, "int64")])
+            count: Dim = type_.shape[0] if type_.shape else 1
+            reshape(edit, flat, wide, TensorType((count,), "int64"))
+            expand(edit, wide, name, TensorType((batch,), "int64"))
+        return name

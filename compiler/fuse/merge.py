@@ -40,7 +40,7 @@ def _stack(edit: Editor, parts: list[Node]) -> tuple[str, str] | None:
         stacked = np.concatenate([np.asarray(v) for v in values])
     elif all(isinstance(v, QuantizedWeight) for v in values):
         quantized = [v for v in values if isinstance(v, QuantizedWeight)]
-        if len({(v.bits, v.group_size, v.K) for v in quantized}) != 1:
+        if len({(v.bits, v.group_size, v.K, v.outlier_channels) for v in quantized}) != 1:
             return None
         stacked = concat_rows(quantized)
     else:

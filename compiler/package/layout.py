@@ -7,6 +7,8 @@ import math
 MANIFEST = "manifest.json"
 LIBRARY = "lib.so"
 WEIGHTS = "weights.safetensors"
+DEVICE = "cuda"  # NAME.cu and NAME.bin of every kernel for a GPU: CUDA C, and the module that the runtime loads
+DEVICE_KERNELS = f"{DEVICE}/kernels.json"  # what is known of them
 RUNTIME = ("runtime/libtvm_ffi.so", "runtime/libtvm_runtime.so")
 
 ENTRY_ALIGN = 4096  # a page: entries can be mapped on their own

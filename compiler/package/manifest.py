@@ -85,7 +85,8 @@ class CacheSpec:
 
     capacity = blocks · block; a block holds that many keys side by side. A rounded cache has `planes` of scales
     ["batch", KV, "blocks", rows, block]; its keys are ["batch", KV, "blocks", D, block/n], its values
-    ["batch", KV, "blocks", block/n, D], n codes a byte.
+    ["batch", KV, "blocks", block/n, D], n codes a byte. In a paged one "pages" stands in place of "batch" and "blocks":
+    keys ["pages", KV, D, block], values ["pages", KV, block, D], and so on.
     """
 
     k: BufferSpec
@@ -100,7 +101,7 @@ class CacheSpec:
     @property
     def block(self) -> int:
         """Tokens of a block."""
-        return int((self.planes or self.k).shape[4])
+        return int((self.planes or self.k).shape[-1])
 
     @property
     def block_bytes(self) -> int:
@@ -108,7 +109,7 @@ class CacheSpec:
         total = 0
         for buffer in self.buffers:
             rows = 1 if buffer.shape[2] == self.k.shape[2] else self.block
-            sizes = (rows, buffer.shape[1], *buffer.shape[3:])
+            sizes = buffer.shape[1:] if len(self.k.shape) == 4 else (rows, buffer.shape[1], *buffer.shape[3:])
             total += math.prod(map(int, sizes)) * DTYPES[buffer.dtype][1]
         return total
 
@@ -116,7 +117,8 @@ class CacheSpec:
 @dataclass(frozen=True)
 class DecoderSpec:
     """What a session needs to drive `step`, `step_last` and, where it exists, `decode` (one token of one sequence):
-    their inputs are `inputs`, then the buffers of each cache. `kv_cache` names the caches' format."""
+    their inputs are `inputs`, then the buffers of each cache. `kv_cache` names the caches' format; `paged` ones are
+    pools of pages, with a table among the inputs."""
 
     vocab_size: int
     n_layers: int
@@ -125,6 +127,7 @@ class DecoderSpec:
     eos: tuple[int, ...] = ()
     max_length: int | None = None
     kv_cache: str = "float32"
+    paged: bool = False
 
     def cache_bytes(self, tokens: int) -> int:
         """Bytes that the caches of one sequence take, in whole blocks."""
@@ -270,15 +273,19 @@ def _check_function(where: str, function: FunctionSpec, params: dict[str, ParamS
 def _check_decoder(decoder: DecoderSpec, functions: dict[str, FunctionSpec]) -> None:
     if decoder.vocab_size < 1 or not decoder.caches or decoder.n_layers != len(decoder.caches):
         raise strict.Mismatch("decoder.n_layers and decoder.caches differ, or the vocabulary is empty")
-    if decoder.inputs not in (("input_ids", "kv_len"), ("input_ids", "position_ids", "kv_len")):
-        raise strict.Mismatch("decoder.inputs must be input_ids, position_ids (if the model takes them), kv_len")
+    table = ("block_table", "shared_blocks") if decoder.paged else ()
+    if decoder.inputs not in (("input_ids", "kv_len", *table), ("input_ids", "position_ids", "kv_len", *table)):
+        needed = "input_ids, position_ids (if the model takes them), kv_len" + ", ".join(("", *table))
+        raise strict.Mismatch(f"decoder.inputs must be {needed}")
     for i, cache in enumerate(decoder.caches):
         ranks = (("k", 5), ("v", 4)) if cache.planes is None else (("k", 5), ("v", 5), ("planes", 5))
+        if decoder.paged:
+            ranks = (("k", 4), ("v", 4), ("planes", 4))[: len(cache.buffers)]
         for (part, rank), buffer in zip(ranks, cache.buffers, strict=True):
             _check_array(f"decoder.caches[{i}].{part}", buffer.dtype, buffer.shape)
             if len(buffer.shape) != rank:
                 raise strict.Mismatch(f"decoder.caches[{i}].{part}.shape must have {rank} dimensions")
-        fixed = [cache.k.shape[i] for i in (1, 3, 4)] + [cache.v.shape[i] for i in (1, -1)]
+        fixed = [cache.k.shape[i] for i in (1, -2, -1)] + [cache.v.shape[i] for i in (1, -1)]
         if not all(isinstance(dim, int) and dim > 0 for dim in fixed) or fixed[:2] != fixed[3:]:
             raise strict.Mismatch(
                 f"decoder.caches[{i}] has heads or head_dim that are not fixed, or differ between k and v"
@@ -286,7 +293,9 @@ def _check_decoder(decoder: DecoderSpec, functions: dict[str, FunctionSpec]) -> 
         dtypes = {cache.k.dtype, cache.v.dtype}
         if dtypes != {CACHES.get(decoder.kv_cache)} or (cache.planes is None) != (decoder.kv_cache == "float32"):
             raise strict.Mismatch(f"decoder.kv_cache {decoder.kv_cache!r} is not what decoder.caches[{i}] holds")
-        if cache.planes is not None:
+        if decoder.paged:
+            _check_pages(f"decoder.caches[{i}]", cache, decoder.kv_cache)
+        elif cache.planes is not None:
             _check_planes(f"decoder.caches[{i}]", cache, cache.planes)
     buffers = [buffer for cache in decoder.caches for buffer in cache.buffers]
     for name in ("step", "step_last"):
@@ -301,6 +310,20 @@ def _check_decoder(decoder: DecoderSpec, functions: dict[str, FunctionSpec]) -> 
                 raise strict.Mismatch(
                     f"functions.{name}.inputs: {spec.name} is not the cache that decoder.caches describes"
                 )
+
+
+def _check_pages(where: str, cache: CacheSpec, kv_cache: str) -> None:
+    """Of a paged cache: a number of pages that is left to the session, in all buffers the same; and all else fixed."""
+    leading = {buffer.shape[0] for buffer in cache.buffers}
+    if len(leading) != 1 or not isinstance(cache.k.shape[0], str):
+        raise strict.Mismatch(f"{where}: k, v and planes differ in pages, or their number is fixed")
+    if not all(isinstance(dim, int) and dim > 0 for buffer in cache.buffers for dim in buffer.shape[1:]):
+        raise strict.Mismatch(f"{where} has pages whose sizes are not fixed")
+    heads = {buffer.shape[1] for buffer in cache.buffers}
+    a_byte = 2 if kv_cache == "int4" else 1
+    tokens = {cache.block, a_byte * int(cache.k.shape[3]), a_byte * int(cache.v.shape[2])}
+    if len(heads) != 1 or len(tokens) != 1:
+        raise strict.Mismatch(f"{where}: k, v and planes differ in heads or tokens of a page")
 
 
 def _check_planes(where: str, cache: CacheSpec, planes: BufferSpec) -> None:

@@ -60,6 +60,29 @@ def round_to_table(weight: np.ndarray, table: str, group_size: int, *, powers: b
     return QuantizedWeight(q, scale, 0.0, 4, group_size or weight.shape[1], table)
 
 
+def round_to_range(weight: np.ndarray, bits: int, group_size: int) -> QuantizedWeight:
+    """Asymmetric codes of a float [N, K] weight: 0 is the smallest element of a group, 2**bits - 1 its largest.
+
+    Zero points are such that -zero * scale is that smallest element as a float16, as in GGML's Q4_1: it is what kernels
+    store, beside the scale, for each row and group.
+    """
+    (N, K), top = weight.shape, 2**bits - 1
+    least, scale = (np.empty((N, -(-K // (group_size or K))), np.float32) for _ in range(2))
+    for rows, values in _groups(weight, group_size):
+        least[rows] = values.min(-1)
+        scale[rows] = (values.max(-1) - least[rows]) / np.float32(top)
+    scale = np.where(scale > 0, scale, np.abs(least))  # a group of one value is code 0 throughout
+    if _fits_half(scale) and np.abs(least).max(initial=0) <= _HALF.max:
+        scale, least = (v.astype(np.float16).astype(np.float32) for v in (scale, least))
+    inverse = _inverse(scale)
+    q = np.empty((N, K), np.uint8)
+    for rows, values in _groups(weight, group_size):
+        codes = np.clip(np.rint((values - least[rows][..., None]) * inverse[rows][..., None]), 0, top)
+        q[rows] = codes.reshape(len(values), -1)[:, :K]
+    zero = np.divide(-least, scale, out=np.zeros_like(scale), where=scale != 0)
+    return QuantizedWeight(q, scale, zero, bits, group_size or K)
+
+
 def _rounded(
     weight: np.ndarray,
     group_size: int,
@@ -72,23 +95,34 @@ def _rounded(
     stay float32 where one of them would be too large or too small.
     """
     N, K = weight.shape
+    scale = np.empty((N, -(-K // (group_size or K))), np.float32)
+    for rows, values in _groups(weight, group_size):
+        scale[rows] = scales(values)
+    if _fits_half(scale):
+        scale = scale.astype(np.float16).astype(np.float32)
+    inverse = _inverse(scale)
+    q = np.empty((N, K), np.uint8)
+    for rows, values in _groups(weight, group_size):
+        q[rows] = codes(values * inverse[rows][..., None]).reshape(len(values), -1)[:, :K]
+    return q, scale
+
+
+def _groups(weight: np.ndarray, group_size: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some rows at a time, as float32 [n, groups, group]; the last group is filled up with zeros."""
+    N, K = weight.shape
     group = group_size or K
     groups = -(-K // group)
+    for first in range(0, N, _ROWS):
+        rows = np.asarray(weight[first : first + _ROWS], np.float32)
+        padded = np.pad(rows, ((0, 0), (0, groups * group - K)))
+        yield slice(first, first + len(rows)), padded.reshape(len(rows), groups, group)
 
-    def parts() -> Iterator[tuple[slice, np.ndarray]]:
-        for first in range(0, N, _ROWS):
-            rows = np.asarray(weight[first : first + _ROWS], np.float32)
-            padded = np.pad(rows, ((0, 0), (0, groups * group - K)))
-            yield slice(first, first + len(rows)), padded.reshape(len(rows), groups, group)
 
-    scale = np.empty((N, groups), np.float32)
-    for rows, values in parts():
-        scale[rows] = scales(values)
+def _fits_half(scale: np.ndarray) -> bool:
+    """Can all scales be float16s without losing digits?"""
     used = np.abs(scale[scale != 0])
-    if used.size and used.min() >= _HALF.tiny and used.max() <= _HALF.max:
-        scale = scale.astype(np.float16).astype(np.float32)
-    q = np.empty((N, K), np.uint8)
-    for rows, values in parts():
-        s = scale[rows][..., None]
-        q[rows] = codes(values * np.divide(1, s, out=np.zeros_like(s), where=s != 0)).reshape(len(values), -1)[:, :K]
-    return q, scale
+    return bool(used.size and used.min() >= _HALF.tiny and used.max() <= _HALF.max)
+
+
+def _inverse(scale: np.ndarray) -> np.ndarray:
+    return np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)

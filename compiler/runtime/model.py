@@ -118,11 +118,14 @@ class Model:
         outputs = self.main({**(arrays or {}), **named})
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
-    def session(self, batch: int = 1) -> Session:
-        """A new, empty session of a decoder. Raises ArtifactError if the model is none."""
+    def session(self, batch: int = 1, pages: int | None = None) -> Session:
+        """A new, empty session of a decoder, with `batch` sequences. Raises ArtifactError if the model is none.
+
+        `pages` bounds the pool that the session and its forks share, where the model was compiled with a paged cache.
+        """
         from llmc.runtime.session import Session
 
-        return Session(self, batch)
+        return Session(self, batch, pages)
 
     @property
     def main(self) -> Function:

@@ -1,192 +1,249 @@
 """A decoder's state between calls: the key and value caches, which the compiled step functions update in place.
 
-Positions beyond the length hold stale or zero data; the kernels mask them by `kv_len`, so rolling back is free.
+Positions beyond a row's length hold stale or zero data; the kernels mask them by `kv_len`, so rolling back is free.
+
+Rows have lengths of their own. Where their new tokens differ in number, rows of the same number share a call, and the
+others pause in it: with a `kv_len` of 0 nothing of theirs is written or read. So no row is padded. Long pieces that
+only some rows have are read row by row: there a call for one row computes as fast as one for all.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tvm_ffi
 
 from llmc.errors import ArtifactError, InputError
-from llmc.package.manifest import BufferSpec
-from llmc.runtime.arrays import aligned_zeros, numpy_dtype, to_numpy, to_tensor
+from llmc.package.manifest import DecoderSpec
+from llmc.runtime.arrays import aligned_zeros, to_numpy, to_tensor
+from llmc.runtime.caches import Caches, RowCaches
+from llmc.runtime.pages import PagedCaches
+from llmc.runtime.rows import piece_of_each_row
 
 if TYPE_CHECKING:
     from llmc.runtime.generate import Generation
     from llmc.runtime.model import Function, Model
 
 CHUNK = 512  # tokens per call while reading a prompt: bounds the memory of activations, long enough for full speed
-_FIRST_CAPACITY = 512
+FEW = 8  # tokens up to which a call's time is that of reading the weights, whether rows pause in it or not
+
+Tokens = Sequence[int] | np.ndarray
+Lengths = int | Sequence[int] | np.ndarray
 
 
 class _Call(NamedTuple):
-    """Arguments of a step function, and the arrays [B, S] among them to be filled in beforehand."""
+    """Arguments of a step function, and those to be filled in beforehand: ids, positions [R, S], kv_len [R]."""
 
     ids: np.ndarray
     positions: np.ndarray
+    kv_len: np.ndarray
     arguments: tuple[Any, ...]
 
 
 class Session:
-    """One or more sequences of equal length (rows of a batch) being read and continued by a decoder.
+    """One or more sequences (rows of a batch) being read and continued by a decoder.
 
-    `length` counts the tokens that the caches hold, per row. Not to be shared between threads.
+    `lengths` counts the tokens that the caches hold of each row. Not to be shared between threads.
     """
 
-    def __init__(self, model: Model, batch: int = 1) -> None:
+    def __init__(self, model: Model, batch: int = 1, pages: int | None = None, caches: Caches | None = None) -> None:
+        """`pages` bounds the pool of a paged cache. `caches`, where given, become the session's own."""
         decoder = model.manifest.decoder
         if decoder is None:
             raise ArtifactError("is not a decoder: it has no session", where=str(model.artifact.path))
         if batch < 1:
             raise InputError(f"batch is {batch}; it must be at least 1")
         self.model, self.decoder, self.batch = model, decoder, batch
-        self.length = 0
-        self._block = math.lcm(*(cache.block for cache in decoder.caches))
-        self._kv_len = aligned_zeros((batch,), np.int64)
-        self._capacity = 0
-        self._caches: list[np.ndarray] = []  # k, v (and planes, where they are rounded) of each layer
-        self._single_calls: dict[str, _Call] = {}  # by function
-        self._resize(self._limit(_FIRST_CAPACITY))
+        if pages is not None and not decoder.paged:
+            hint = "compile the model with --kv-cache paged"
+            raise InputError("the model's cache has no pages to count", where=str(model.artifact.path), hint=hint)
+        self.caches: Caches = caches or caches_of(decoder, batch, pages)
+        self._lengths = np.zeros(batch, np.int64)
+        self._single_calls: dict[tuple[str, int, int], _Call] = {}  # by function and rows
+        self._moves = self.caches.moves  # when they were prepared
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each row."""
+        return tuple(self._lengths.tolist())
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return int(self._lengths.max())
 
     @property
     def max_length(self) -> int | None:
         """Tokens that the model can see, None without a limit."""
         return self.decoder.max_length
 
-    def append(self, ids: Sequence[int] | np.ndarray, *, all: bool = False) -> np.ndarray:
-        """Read tokens [S] (batch 1) or [B, S] of ids; returns the logits that follow the last one, float32 [B, V].
+    def append(self, ids: Tokens | Sequence[Tokens], *, all: bool = False) -> Any:
+        """Read tokens: ids [S] (batch 1) or [B, S], or a list of B sequences of any lengths; an empty one's row pauses.
 
-        With `all`, the logits after every token, [B, S, V]. Long inputs are read in chunks of CHUNK tokens.
+        Returns the logits that follow each row's last token, float32 [B, V]; those of a row that paused are NaN. With
+        `all`, the logits after every token: [B, S, V], or a list of [S of the row, V] where rows differ in length.
+        Long inputs are read in chunks of CHUNK tokens.
         Raises InputError if there are no ids, an id is outside the vocabulary, or the model's length is exceeded;
         the session is then as it was.
         """
         tokens = self._check(ids)
-        before, count = self.length, tokens.shape[1]
-        self.reserve(before + count)
-        function = self._function(count, all)
-        parts = []
+        before = self._lengths.copy()
+        everyone = slice(0, self.batch)
         try:
-            for start in range(0, count, CHUNK):
-                parts.append(self._step(function, tokens[:, start : start + CHUNK]))
+            if isinstance(tokens, np.ndarray):
+                self.caches.grow(before, before + tokens.shape[1])
+                logits = self._read(everyone, tokens, None, all)
+                return logits if all else logits[:, -1]
+            self.caches.grow(before, before + [len(row) for row in tokens])
+            parts = self._read_unequal(tokens, all)
         except BaseException:
-            self.length = before
+            self._lengths[...] = before
+            self.caches.shrink(before)
             raise
-        if all:
-            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-        return parts[-1][:, -1]
+        return parts if all else np.stack([part[-1] for part in parts])
 
-    def generate(self, prompt: Sequence[int] | np.ndarray, max_new_tokens: int, **options: Any) -> Generation:
+    def generate(self, prompt: Tokens, max_new_tokens: int, **options: Any) -> Generation:
         """Read a prompt and stream what follows; `options` are those of `llmc.generate` (temperature, top_k, …)."""
         from llmc.runtime.generate import generate  # it needs this module
 
         return generate(self, prompt, max_new_tokens, **options)
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` in all, so that appending them moves no cache."""
-        if tokens > self._capacity:
-            self._resize(self._limit(max(tokens, 2 * self._capacity)))
+        """Make room for `tokens` a row in all, so that appending them moves no cache."""
+        self.caches.grow(self._lengths, np.maximum(self._lengths, tokens))
 
-    def truncate(self, length: int) -> None:
-        """Forget all tokens after the first `length`."""
-        if not 0 <= length <= self.length:
-            raise InputError(f"cannot truncate {self.length} tokens to {length}")
-        self.length = length
+    def truncate(self, length: Lengths) -> None:
+        """Forget all tokens after the first `length`: of every row, or of each its own. A row of 0 is a new one."""
+        lengths = np.asarray(length)
+        fits = lengths.shape in ((), self._lengths.shape) and lengths.dtype.kind in "iu"
+        if not fits or (lengths < 0).any() or (lengths > self._lengths).any():
+            raise InputError(f"cannot truncate {_shown(self._lengths)} tokens to {_shown(lengths)}")
+        self._lengths[...] = lengths
+        self.caches.shrink(self._lengths)
 
     def reset(self) -> None:
         """Forget everything, as if newly made; the caches keep their room."""
-        for cache in self._caches:
-            cache[...] = 0
-        self.length = 0
+        self._lengths[...] = 0
+        self.caches.clear()
 
-    def fork(self) -> Session:
-        """An independent session that continues from the same tokens."""
-        twin = Session(self.model, self.batch)
-        twin._resize(self._capacity)
-        for mine, its in zip(self._caches, twin._caches, strict=True):
-            its[...] = mine
-        twin.length = self.length
+    def close(self) -> None:
+        """Forget everything, and return the pages of a paged cache to those that share the pool."""
+        self.reset()
+
+    def fork(self, rows: Sequence[int] | None = None) -> Session:
+        """An independent session that continues from the same tokens. Where the cache is paged, it shares their memory.
+
+        With `rows`, of these rows, in this order and as often as they are named: `fork([0] * 8)` continues one prompt
+        in eight ways, `fork([2, 5])` drops all rows but two. Raises InputError for rows that there are not.
+        """
+        rows = range(self.batch) if rows is None else rows
+        if not rows or not 0 <= min(rows) <= max(rows) < self.batch:
+            raise InputError(f"there are rows 0 to {self.batch - 1}, not {list(rows)}")
+        twin = Session(self.model, len(rows), caches=self.caches.fork(rows, self._lengths))
+        twin._lengths[...] = self._lengths[list(rows)]
         return twin
 
-    def _function(self, count: int, all: bool) -> Function:
+    def _read_unequal(self, tokens: list[np.ndarray], all: bool) -> list[np.ndarray]:
+        """Logits of rows that differ in length: of each row [S, V], or [1, V] without `all`."""
+        parts = [np.full((0 if all else 1, self.decoder.vocab_size), np.nan, np.float32)] * self.batch
+        counts = np.array([len(row) for row in tokens])
+        for count in np.unique(counts[counts > 0]):
+            reading = counts == count
+            if count <= FEW:
+                ids = np.zeros((self.batch, count), np.int64)
+                ids[reading] = [tokens[b] for b in np.flatnonzero(reading)]
+                logits = self._read(slice(0, self.batch), ids, reading, all)
+                for b in np.flatnonzero(reading):
+                    parts[b] = logits[b]
+            else:
+                for b in np.flatnonzero(reading):
+                    parts[b] = self._read(slice(b, b + 1), tokens[b][None], None, all)[0]
+        return parts
+
+    def _read(self, rows: slice, tokens: np.ndarray, reading: np.ndarray | None, all: bool) -> np.ndarray:
+        """Logits [R, S, V] of ids [R, S], or [R, 1, V] of the last; only the rows that `reading` [R] names are read."""
+        function = self._function(tokens.shape, all)
+        pieces = [tokens[:, start : start + CHUNK] for start in range(0, tokens.shape[1], CHUNK)]
+        parts = [self._step(function, rows, piece, reading) for piece in pieces]
+        if not all:
+            return parts[-1][:, -1:]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def _function(self, shape: tuple[int, ...], all: bool) -> Function:
         functions = self.model.functions
-        if count == self.batch == 1 and "decode" in functions:
+        if shape == (1, 1) and "decode" in functions:
             return functions["decode"]
         return functions["step" if all else "step_last"]
 
-    def _step(self, function: Function, tokens: np.ndarray) -> np.ndarray:
-        """Logits [B, S, V] (`step`) or [B, 1, V] (`step_last`) of a chunk of ids [B, S]."""
+    def _step(self, function: Function, rows: slice, tokens: np.ndarray, reading: np.ndarray | None) -> np.ndarray:
+        """Logits [R, S, V] (`step`) or [R, 1, V] (`step_last`) of a chunk of ids [R, S]."""
         count = tokens.shape[1]
-        call = self._call(function, count)
+        call = self._call(function, rows, count)
+        ends = self._lengths[rows] + count
+        if reading is not None:
+            ends = np.where(reading, ends, 0)
         call.ids[...] = tokens
-        call.positions[...] = np.arange(self.length, self.length + count)
-        self._kv_len[...] = self.length + count
+        call.positions[...] = np.maximum(ends[:, None] + np.arange(-count, 0), 0)
+        call.kv_len[...] = ends
         result = function.run(call.arguments)
-        self.length += count
+        self._lengths[rows] = ends if reading is None else np.where(reading, ends, self._lengths[rows])
         # A function may return the caches after the logits: they are the very same memory.
         logits = to_numpy(result if isinstance(result, tvm_ffi.Tensor) else result[0])
         return logits.copy() if function.spec.workspaces else logits  # the next call writes there again
 
-    def _call(self, function: Function, count: int) -> _Call:
+    def _call(self, function: Function, rows: slice, count: int) -> _Call:
         """A call with `count` tokens. Calls with one are kept: a kernel leaves nothing of Python's in the CPU's caches,
         and touching hundreds of tensors' reference counts anew for every token would cost a tenth of its time."""
-        if count == 1 and function.name in self._single_calls:
-            return self._single_calls[function.name]
-        ids, positions = (aligned_zeros((self.batch, count), np.int64) for _ in range(2))
-        small = {"input_ids": ids, "position_ids": positions, "kv_len": self._kv_len}
+        if self._moves != self.caches.moves:
+            self._single_calls.clear()  # they hold on to the old memory
+            self._moves = self.caches.moves
+        key = (function.name, rows.start, rows.stop)
+        if count == 1 and key in self._single_calls:
+            return self._single_calls[key]
+        size = rows.stop - rows.start
+        ids, positions = (aligned_zeros((size, count), np.int64) for _ in range(2))
+        kv_len = aligned_zeros((size,), np.int64)
+        small = {"input_ids": ids, "position_ids": positions, "kv_len": kv_len, **self.caches.inputs(rows)}
         inputs = (to_tensor(small[name]) for name in self.decoder.inputs)
-        call = _Call(ids, positions, function.arguments((*inputs, *map(to_tensor, self._caches))))
+        tensors = function.arguments((*inputs, *map(to_tensor, self.caches.buffers(rows))))
+        call = _Call(ids, positions, kv_len, tensors)
         if count == 1:
-            self._single_calls[function.name] = call
+            self._single_calls[key] = call
         return call
 
-    def _check(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        tokens = np.asarray(ids)
-        if tokens.ndim == 1 and self.batch == 1:
-            tokens = tokens[None]
-        if tokens.ndim != 2 or tokens.shape[0] != self.batch or not tokens.size:
-            raise InputError(f"ids have shape {list(tokens.shape)}, expected [{self.batch}, S] with S at least 1")
-        if tokens.dtype.kind not in "iu":
-            raise InputError(f"ids have dtype {tokens.dtype}, expected integers")
-        least, greatest = (tokens[0, 0],) * 2 if tokens.size == 1 else (tokens.min(), tokens.max())
-        if least < 0 or greatest >= self.decoder.vocab_size:
-            raise InputError(
-                f"ids reach from {least} to {greatest}; the vocabulary has {self.decoder.vocab_size}",
-                hint="is this the model's own tokenizer?",
-            )
-        if self.max_length is not None and self.length + tokens.shape[1] > self.max_length:
-            raise InputError(
-                f"{self.length} tokens and {tokens.shape[1]} more exceed the model's length of {self.max_length}",
-                hint="shorten the prompt, generate fewer tokens, or reset the session",
-            )
+    def _check(self, ids: Any) -> np.ndarray | list[np.ndarray]:
+        """ids as [B, S], or as a list of B arrays where rows differ in length."""
+        tokens = piece_of_each_row(ids, self.batch)
+        for row in [tokens] if isinstance(tokens, np.ndarray) else tokens:
+            if not row.size:
+                continue
+            least, greatest = (row.flat[0],) * 2 if row.size == 1 else (row.min(), row.max())
+            if least < 0 or greatest >= self.decoder.vocab_size:
+                raise InputError(
+                    f"ids reach from {least} to {greatest}; the vocabulary has {self.decoder.vocab_size}",
+                    hint="is this the model's own tokenizer?",
+                )
+        most = self.max_length
+        if most is not None:
+            counts = tokens.shape[1] if isinstance(tokens, np.ndarray) else np.array([len(row) for row in tokens])
+            ends = self._lengths + counts
+            if (ends > most).any():
+                b = int(ends.argmax())
+                length = self._lengths[b]
+                raise InputError(
+                    f"{length} tokens and {ends[b] - length} more exceed the model's length of {most}",
+                    where=f"row {b}" if self.batch > 1 else None,
+                    hint="shorten the prompt, generate fewer tokens, or reset the session",
+                )
         return tokens
 
-    def _limit(self, tokens: int) -> int:
-        """A capacity of at least `tokens` (as far as the model's length allows), in whole blocks."""
-        tokens = tokens if self.max_length is None else min(tokens, self.max_length)
-        return -(-tokens // self._block) * self._block
 
-    def _resize(self, capacity: int) -> None:
-        """Move every cache into a larger one; one after the other, so that only one is held twice."""
-        self._single_calls.clear()  # they hold on to the old memory
-        for i, (spec, axis2) in enumerate(self._buffers(capacity)):
-            new = aligned_zeros(
-                (self.batch, int(spec.shape[1]), axis2, *map(int, spec.shape[3:])), numpy_dtype(spec.dtype)
-            )
-            if i < len(self._caches):
-                old = self._caches[i]
-                new[:, :, : old.shape[2]] = old
-                self._caches[i] = new
-            else:
-                self._caches.append(new)
-        self._capacity = capacity
+def caches_of(decoder: DecoderSpec, batch: int, pages: int | None) -> Caches:
+    """Empty caches as the artifact's functions want them."""
+    return PagedCaches(decoder, batch, pages) if decoder.paged else RowCaches(decoder, batch)
 
-    def _buffers(self, capacity: int) -> Iterator[tuple[BufferSpec, int]]:
-        """Each cache buffer, and the size of its third dimension: blocks, or tokens."""
-        for cache in self.decoder.caches:
-            for buffer in cache.buffers:
-                yield buffer, capacity // (cache.block if buffer.shape[2] == cache.k.shape[2] else 1)
+
+def _shown(lengths: np.ndarray) -> str:
+    return str(lengths[0] if lengths.shape == (1,) else lengths)

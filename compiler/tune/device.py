@@ -158,7 +158,7 @@ class _RemoteSubject(Subject):
         layout = self.kernel.template.layout(self.kernel.workload, config, self.task.target)
         if layout not in self.packs:
             self.packs[layout] = self._pack(config)
-        return _Loaded(module["kernel"], *self.packs[layout], built.code, module)
+        return _Loaded(module["kernel"], *self.packs[layout], built.code, config, module)
 
     def _build_default(self) -> _Loaded:
         return self.load(self.kernel.template.default(self.kernel.workload, self.task.target), self.job.default)

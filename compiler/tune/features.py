@@ -29,6 +29,7 @@ from llmc.tune.features_conv import conv, window
 from llmc.tune.features_gemm import dense, lowbit
 from llmc.tune.features_recurrent import recurrent
 from llmc.tune.features_rows import embedding, norm
+from llmc.tune.features_tiles import bf16
 from llmc.tune.task import Point, Task
 
 Describe = Callable[[Any, Config, Target, Mapping[str, int], int], dict[str, float]]
@@ -36,6 +37,8 @@ Describe = Callable[[Any, Config, Target, Mapping[str, int], int], dict[str, flo
 _DESCRIBE: dict[str, Describe] = {
     "lowbit": lowbit,
     "table": lowbit,
+    "outliers": lowbit,
+    "bf16": bf16,
     "dense": dense,
     "attention": attention,
     "kv_append": kv_append,
@@ -97,6 +100,9 @@ CODE: dict[str, str] = {
     "used_threads": "threads at work, over the threads there are",
     "task_ops": "operations of one task",
     "slices": "pieces that a sum is cut into",
+    "tile_dots": "instructions of one call that multiply AMX tiles",
+    "tile_loads": "tiles loaded and stored, one of those instructions",
+    "tile_bytes": "bytes that tiles load and store, over those that one call must move",
 }
 
 # Of machine code. All but `code` leave out what is in no loop; "hot" is the innermost loop with the most multiplies.
@@ -106,7 +112,7 @@ BUILT: dict[str, str] = {
     "zmm": "instructions with a register of 512 bits",
     "ymm": "instructions with a register of 256 bits, and none wider",
     "xmm": "instructions with a register of 128 bits, scalars among them, and none wider",
-    "dots": "instructions that multiply bytes and add them up: vpdpbusd, vpmaddubsw",
+    "dots": "instructions that multiply bytes, or AMX tiles, and add them up: vpdpbusd, vpmaddubsw, tdp*",
     "fmas": "instructions that multiply and add float vectors",
     "conversions": "instructions that widen, narrow or convert the elements of a vector",
     "broadcasts": "instructions that repeat one element over a vector, themselves or as an operand",
@@ -194,7 +200,7 @@ def task_vector(task: Task, point: Point, threads: int | None = None, foreign: b
         "n": fields.get("N", fields.get("C", heads * head_dim)),
         "k": getattr(w, "K", fields.get("E", head_dim)),
         "keys": sizes.get("C", math.nan),
-        "bits": fields.get("bits", 8 if template.name == "integer_conv" else 32),
+        "bits": fields.get("bits", {"integer_conv": 8, "bf16": 16}.get(template.name, 32)),
         "group_size": fields.get("group_size", math.nan),
         "heads": heads / fields.get("n_kv_heads", 1) if heads else math.nan,
         "halves": 2 if fields.get("activation") == "silu_mul" else 1,

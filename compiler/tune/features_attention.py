@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from llmc.schedules.attention.examples import keys_read
 from llmc.schedules.base import Config
 from llmc.targets.base import Target
+from llmc.targets.tiles import ROWS
 from llmc.tune.features_loops import parallel_loop, serial_loop
+from llmc.tune.features_tiles import attention_tiles
 
 if TYPE_CHECKING:
     from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
@@ -22,8 +25,9 @@ def attention(
     """`schedules.attention.decode` for few queries, `schedules.attention.prefill` for many."""
     B, S, C = sizes["B"], sizes["S"], sizes["C"]
     BQ, MR, NR = (int(config[k]) for k in ("BQ", "MR", "NR"))
-    stacked, blocks = S * w.group, -(-C // _BLOCK)
-    ops = 4 * B * S * w.n_heads * w.head_dim * C
+    keys = keys_read(w, S if S <= _MAX_QUERIES else min(S, -(-BQ // w.group)), C)
+    stacked, blocks = S * w.group, -(-keys // _BLOCK)
+    ops = 4 * B * S * w.n_heads * w.head_dim * keys
     if S <= _MAX_QUERIES:
         chunk = int(config["chunk"])
         splits = -(-blocks // chunk)
@@ -32,11 +36,12 @@ def attention(
         vectors = max(n for n in (1, 2, 4, 8) if n * target.lanes <= _BLOCK and rows * n <= max(MR, rows) * NR)
         alone = 8 * B * blocks * _BLOCK * w.head_dim * w.n_kv_heads <= int(config["serial_kib"]) * 1024
         loop = (serial_loop if alone else parallel_loop)(tasks, threads, ops)
-        allocated = _MAX_QUERIES * w.group
+        allocated, on_tiles = _MAX_QUERIES * w.group, False
     else:
         per_head, splits = -(-stacked // BQ), 1
         tasks, task_rows, task_blocks = B * w.n_kv_heads * per_head, min(BQ, stacked), blocks
-        rows, vectors, allocated = MR, NR, BQ
+        on_tiles = config.get("body") == "tiles"
+        rows, vectors, allocated = (ROWS, _BLOCK // ROWS, BQ) if on_tiles else (MR, NR, BQ)
         loop = parallel_loop(tasks, threads, ops)
     columns = -(-w.head_dim // target.lanes)  # registers of one row of values
     value_vectors = -(-columns // -(-columns // vectors))
@@ -61,6 +66,7 @@ def attention(
         **loop,
         "slices": splits,
         "scale_per_op": task_blocks / blocks,  # partial results are merged once a split
+        **(attention_tiles(w, {**sizes, "C": keys}, BQ, B * w.n_kv_heads * blocks * 2 * kv_block) if on_tiles else {}),
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llmc.schedules.base import Config
 from llmc.targets.base import Target
 from llmc.tune.features_loops import parallel_loop
+from llmc.tune.features_tiles import lowbit_tiles
 
 if TYPE_CHECKING:
     from llmc.schedules.gemm.dense import DenseLinearWorkload
@@ -40,14 +41,20 @@ def lowbit(
     while not a8 and few and chains * rows * vectors < _CHAINS:
         chains *= 2
     expanded = not a8 and not few
-    x_bytes = layout.padded_K * (1 if a8 else 4)  # of one row
+    x_bytes: float = layout.padded_K * (1 if a8 else 4)  # of one row
     block_bytes = layout.padded_K * target.lanes * (4 if expanded else w.bits / 8) + layout.groups * target.lanes * 4
     step = 4 if a8 else 1  # k of one multiply
     group_steps = layout.group // step
-    lines = 4 * layout.codes_per_byte  # a stream unrolls them whole
-    unroll = min(KU, group_steps) if a8 else lines if few else KU
-    unpack = (2 - 1 / layout.codes_per_byte) if a8 else 4.0  # instructions a register of codes
+    unit_k = 4 * layout.unit_quads  # a stream unrolls units whole
+    unroll = min(KU, group_steps) if a8 else unit_k if few else KU
+    unpack = layout.unpack_steps if a8 else 4.0  # instructions a register of codes
+    if config.get("body") == "lut":  # numbers are taken apart, sums looked up, weighed and added; or codes made
+        unpack, expanded = (3.75 * w.bits / 2, False) if few else (8.0 * w.bits, True)
+        block_bytes += layout.padded_K * target.lanes * (0 if few else 1)
+        x_bytes *= target.lanes / 2 if few else 1
     passes_a_span = max(passes / spans, 1)
+    least = _least_bytes(w, M, x_bytes)
+    on_tiles = target.tiles and a8 and not few
     return {
         "rows": rows,
         "vectors": vectors,
@@ -65,10 +72,11 @@ def lowbit(
         "panel_l1": task_blocks * block_bytes / target.l1_bytes,
         "panel_l2": (task_blocks * block_bytes + M / spans * x_bytes) / target.l2_bytes,
         "scratch_l1": (task_blocks * block_bytes if expanded else 0) / target.l1_bytes,
-        "traffic": (spans * layout.used_blocks * block_bytes + panels * M * x_bytes) / _least_bytes(w, M, x_bytes),
+        "traffic": (spans * layout.used_blocks * block_bytes + panels * M * x_bytes) / least,
         "prefetch": prefetch,
         **parallel_loop(spans * panels, threads, 2 * M * w.N * w.K),
         "slices": layout.groups,
+        **(lowbit_tiles(layout, M, panels * task_blocks, config, least) if on_tiles else {}),
     }
 
 

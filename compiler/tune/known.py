@@ -16,6 +16,7 @@ from llmc.tune.task import Measurement, Task
 
 _READ: dict[Any, Callable[[str], Any]] = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float}
 _DTYPES = ("float32", "float16")  # of weights and their planes
+_SCALES = (*_DTYPES, "bfloat16")
 _EXAMPLE = "'lowbit LowBitLinearWorkload(N=960,K=576,bits=4,group_size=32)'"
 
 
@@ -102,8 +103,8 @@ def _workload(kind: type[Workload], fields: Mapping[str, Any]) -> Workload:
                 raise ValueError(f"{name} is {value}, not one of {', '.join(get_args(hints[name]))}")
         elif type(value) is not hints[name]:
             raise ValueError(f"{name} is {value!r}, which is no {hints[name].__name__}")
-        elif name.endswith("dtype") and value not in _DTYPES:
-            raise ValueError(f"{name} is {value}, not one of {', '.join(_DTYPES)}")
+        elif name.endswith("dtype") and value not in (allowed := _SCALES if name == "scale_dtype" else _DTYPES):
+            raise ValueError(f"{name} is {value}, not one of {', '.join(allowed)}")
         if (name in sizes and not value > 0) or (hints[name] is int and value < 0):
             raise ValueError(f"{name} is {value}, which is no size")
     try:

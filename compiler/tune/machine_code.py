@@ -29,7 +29,7 @@ _FORMAT = "elf64-x86-64"  # what the patterns below are written for
 _PREFIXES = r"(?:(?:cs|ds|data16|notrack|bnd|lock|repn?z?|\{\w+\}) +)*"
 _INSTRUCTION = re.compile(rf"^ *([0-9a-f]+):\t{_PREFIXES}(\w+) *([^#<\n]*)", re.M)
 _DIRECT = re.compile(r"[0-9a-f]+")  # a jump's operand: the address of its target
-_DOT = r"vpdpbusds?|vpmaddubsw"
+_DOT = r"vpdpbusds?|vpmaddubsw|tdp\w+"
 _FMA = r"vfn?m(?:add|sub)\w*p[sdh]"
 _KINDS = {
     "dots": re.compile(_DOT),

@@ -17,7 +17,6 @@ from llmc.tune.machine_code import build_and_count
 from llmc.tune.task import Status, Task, Timing
 from llmc.tvm_shim import PrimFunc, TvmTarget, for_sizes, tvm
 
-TOLERANCE = 1e-4  # of an output's largest element; float32 sums in another order differ by 1e-6, 8-bit ties by 1e-5
 _ROWS = 33  # distinct rows of a workload whose rows are independent: longer inputs repeat them
 _SEEDS = 3  # sets of inputs on which a candidate must be right before it is kept
 _COPIES = 1024  # most copies of a weight
@@ -64,6 +63,7 @@ class Candidate:
     packed: Sequence[tuple[Any, ...]]
     turns: Iterator[tuple[Any, ...]]
     code: Mapping[str, float]
+    config: Config
 
 
 class Subject:
@@ -80,6 +80,7 @@ class Subject:
         self.weights = template.example_weights(workload, rng)
         self.packs: dict[str, tuple[Sequence[tuple[Any, ...]], Iterator[tuple[Any, ...]]]] = {}
         self.inputs: dict[str, Iterator[list[Any]]] = {}  # by case, as `_inputs` has them
+        self.otherwise: dict[tuple[int, str], Arrays] = {}  # what is expected of a case by those who round otherwise
         self.usual: dict[str, float] = {}  # seconds of the default by case, in the calmest measurement so far
         self.default = self._build_default()
         points = [p.sizes() for p in task.points]
@@ -103,7 +104,7 @@ class Subject:
             while len(self.packs) > 1:  # the default's comes first and stays
                 self.packs.popitem()
             self.packs[layout] = self._pack(config)
-        return Candidate(module["kernel"], *self.packs[layout], code)
+        return Candidate(module["kernel"], *self.packs[layout], code, config)
 
     def _pack(self, config: Config) -> tuple[Sequence[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
         """So many copies of the packed weights that each has left the cache when its turn comes again."""
@@ -120,15 +121,27 @@ class Subject:
 
     def check(self, candidate: Candidate) -> None:
         """Raises Rejected if two equal calls differ, or one differs from the reference."""
+        tolerance = self.kernel.template.tolerance(self.kernel.workload)
         for case in self.checked:
             first, second = (self._call(candidate, case) for _ in range(2))
             for name, got in first.items():
                 if got.tobytes() != second[name].tobytes():
                     raise Rejected("unstable", f"{name} differs between two equal calls at {case}")
-            for name, want in case.expected.items():
-                error, bound = _error(first[name], want), TOLERANCE * max(1e-30, float(np.abs(want).max()))
+            for name, want in self._expected(candidate, case).items():
+                error, bound = _error(first[name], want), tolerance * max(1e-30, float(np.abs(want).max()))
                 if not error <= bound:
                     raise Rejected("wrong", f"{name} is off by {error:.2g} at {case}, where {bound:.2g} is allowed")
+
+    def _expected(self, candidate: Candidate, case: Case) -> Arrays:
+        """What this candidate must compute: the reference, unless its configuration rounds otherwise."""
+        template, workload = self.kernel.template, self.kernel.workload
+        rounding = template.arithmetic(workload, candidate.config)
+        if not rounding:
+            return case.expected
+        key = id(case), rounding
+        if key not in self.otherwise:
+            self.otherwise[key] = template.expected(workload, candidate.config, case.inputs, self.weights)
+        return self.otherwise[key]
 
     def _call(self, candidate: Candidate, case: Case) -> Arrays:
         """Everything that the reference speaks of, after one call. Outputs start as NaN: what stays unwritten shows."""

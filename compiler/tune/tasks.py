@@ -50,7 +50,8 @@ def points_of(kernel: Kernel, decoder: bool = True) -> tuple[Point, ...]:
         return Point(early, first / 2), Point(decode, first / 2), Point(prompt, 1 - first)
     if "S" in symbols:
         return Point(decode, first), Point(_attention(symbols, SHORT, 0), many), Point(prompt, many)
-    rows = (PREFILL, 4 * PREFILL) if kernel.template.name in ("lowbit", "table", "dense") else (SHORT, PREFILL)
+    linear = kernel.template.name in ("lowbit", "table", "outliers", "dense")
+    rows = (PREFILL, 4 * PREFILL) if linear else (SHORT, PREFILL)
     return Point((("M", 1),), first), *(Point((("M", M),), many) for M in rows)
 
 
@@ -75,6 +76,6 @@ def _attention(symbols: set[int | str], tokens: int, past: int) -> tuple[tuple[s
     """Those of attention's symbols that a workload has, for one sequence."""
     total = past + tokens
     blocks = -(-total // _BLOCK)
-    sizes = {"B": 1, "S": tokens, "P": past, "total": total, "blocks": blocks, "CB": blocks, "T": total}
+    sizes = {"B": 1, "S": tokens, "P": past, "total": total, "blocks": blocks, "CB": blocks, "T": total, "pages": blocks}
     sizes["C"] = blocks * _BLOCK if "CB" in symbols else total
     return tuple((name, size) for name, size in sizes.items() if name in symbols)

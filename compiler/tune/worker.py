@@ -23,7 +23,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from llmc.errors import KernelError, LlmcError
+from llmc.runtime.library import permit_tiles
 from llmc.schedules.base import Config
+from llmc.targets.base import Target
 from llmc.tune.subject import Candidate, Rejected, Subject
 from llmc.tune.task import Measurement, Status, Task
 
@@ -72,6 +74,10 @@ def out_of_memory(message: str) -> bool:
 
 def _serve(job: Job, subjects: Subjects, parent: Connection) -> Measurement | LlmcError:
     try:
+        _permit(job.task.target)
+    except KernelError as error:
+        return error
+    try:
         subject = _subject(job, subjects)
     except Exception as error:
         return KernelError(f"its default configuration cannot be measured: {one_line(error)}", where=job.task.key)
@@ -98,6 +104,20 @@ def _serve(job: Job, subjects: Subjects, parent: Connection) -> Measurement | Ll
         return failed(rejected.status, str(rejected))
     except Exception as error:
         return failed("memory" if _is_memory(error) else "crash", one_line(error))
+
+
+def _permit(target: Target) -> None:
+    """Have the system let this process use the target's tiles. Raises KernelError where it refuses."""
+    if not target.tiles:
+        return
+    try:
+        permit_tiles()
+    except OSError as error:
+        raise KernelError(
+            f"kernels for it cannot be measured: the system does not let this process use AMX tiles: {error.strerror}",
+            where=f"target {target.name}",
+            hint="Linux can since 5.16; without tiles: --target x86-avx512",
+        ) from error
 
 
 def _subject(job: Job, subjects: Subjects) -> Subject:

@@ -2,7 +2,8 @@
 
 A float32 cache is read where it lies. A rounded one is widened, a block at a time, into scratch that stays in the
 core's own caches. That is done once for all rows of a task: a twentieth of the work in prefill; in decode it hides
-behind the memory.
+behind the memory. Where a block lies, a paged cache's table says ("PagedAttention", Kwon et al., 2023); a page is one
+block, so that nothing else changes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from llmc.schedules.attention.layout import BLOCK, span, vectors
 from llmc.tvm_shim import T
 
 if TYPE_CHECKING:
-    from llmc.schedules.attention.flash import Call
+    from llmc.schedules.attention.call import Call
 
 LINE = 64  # bytes of a cache line
 
@@ -31,9 +32,20 @@ class Cache(ABC):
         self.D, self.simd, self.ahead = call.w.head_dim, call.simd, ahead
         self.keys, self.values = call.buffers["kp"], call.buffers["v"]
         self.b, self.kv = b, kv
+        self.paged, self.table = call.w.paged, call.buffers.get("table")
+        self.here: list[Any] = []  # leading indices of the open block, and of the one after it
+        self.next: list[Any] = []
 
-    def open_keys(self, block: Any) -> None:  # noqa: B027 - nothing to do where it is not overridden
+    def open_keys(self, block: Any) -> None:
         """Goes before the block's keys are read."""
+        self.here, self.next = self.place(block), self.place(block + 1)
+
+    def place(self, block: Any) -> list[Any]:
+        """Leading indices of a block in keys, values and planes. The last block has none after it: itself stands in."""
+        if not self.paged:
+            return [self.b, self.kv, block]
+        page = self.table[self.b, T.min(block, self.table.shape[1] - 1)]
+        return [T.bind(T.Cast("int64", page)), self.kv]
 
     def open_values(self, block: Any) -> None:  # noqa: B027 - nothing to do where it is not overridden
         """Goes before the block's values are read."""
@@ -58,27 +70,31 @@ def cache_of(call: Call, b: Any, kv: Any, ahead: bool) -> Cache:
 
 
 class PlainCache(Cache):
-    """float32: kp [B, KV, CB, D, 64] and v [B, KV, C, D]."""
+    """float32: kp [B, KV, CB, D, 64] and v [B, KV, C, D]; paged, kp [pages, KV, D, 64] and v [pages, KV, 64, D]."""
 
     def key(self, block: Any, d: Any, column: Any) -> Any:
-        return self.keys[self.b, self.kv, block, d, self.simd.span(column)]
+        return self.keys[(*self.here, d, self.simd.span(column))]
 
     def value(self, key0: Any, k: Any, column: int, n: int) -> Any:
-        return self.values[self.b, self.kv, key0 + k, self.simd.span(column, n)]
+        return self.values[(*self.row(key0, k), self.simd.span(column, n))]
+
+    def row(self, key0: Any, k: Any) -> list[Any]:
+        """Indices of the value of key k of the open block, which starts at key0."""
+        return [*self.here, k] if self.paged else [self.b, self.kv, key0 + k]
 
     def fetch_values(self, block: Any, d: Any) -> None:
         if not self.ahead:
             return
         for column in range(0, BLOCK, LINE // 4):
             at = d * BLOCK + column
-            self.simd.prefetch(self.values[self.b, self.kv, block * BLOCK + at // self.D, at % self.D])
+            self.simd.prefetch(self.values[(*self.row(block * BLOCK, at // self.D), at % self.D)])
 
     def fetch_keys(self, block: Any, k: Any) -> None:
         if not self.ahead:
             return
         rows = -(-self.D // BLOCK)
         for r, column in product(range(rows), range(0, BLOCK, LINE // 4)):
-            self.simd.prefetch(self.keys[self.b, self.kv, block, k * rows + r, column])
+            self.simd.prefetch(self.keys[(*self.next, k * rows + r, column)])
 
 
 class RoundedCache(Cache):
@@ -99,16 +115,17 @@ class RoundedCache(Cache):
 
     def open_keys(self, block: Any) -> None:
         """Lanes are tokens: a register of scales serves all dimensions of a group."""
+        super().open_keys(block)
         simd = self.simd
         for dims, *rows in self.format.plane_rows(self.D, values=False):
             for column in range(0, self.narrow, simd.lanes):
                 tokens = range(column, BLOCK, self.narrow)
-                planes = [self.plane(block, rows, span(t, simd.lanes), simd.lanes) for t in tokens]
+                planes = [self.plane(rows, span(t, simd.lanes), simd.lanes) for t in tokens]
                 with T.serial(0, len(dims)) as i:
                     d = dims.start + i
                     if self.ahead and column == 0:
-                        self.fetch(self.values, block, d * self.narrow)
-                    codes = T.bind(self.keys[self.b, self.kv, block, d, simd.span(column)])
+                        self.fetch(self.values, self.here, d * self.narrow)
+                    codes = T.bind(self.keys[(*self.here, d, simd.span(column))])
                     for half, (token, plane) in enumerate(zip(tokens, planes, strict=True)):
                         x = self.widened(codes, half, plane, simd.lanes)
                         T.buffer_store(self.scratch, x, [simd.span(d * BLOCK + token)])
@@ -117,24 +134,24 @@ class RoundedCache(Cache):
         """Lanes are dimensions: a scale is read for every token and group."""
         simd = self.simd
         if self.ahead:
-            self.fetch_planes(block + 1)
+            self.fetch_planes()
         with T.serial(0, self.narrow) as j:
             if self.ahead:
                 for r in range(-(-self.D // BLOCK)):
-                    self.fetch(self.keys, block + 1, (j * -(-self.D // BLOCK) + r) * LINE)
+                    self.fetch(self.keys, self.next, (j * -(-self.D // BLOCK) + r) * LINE)
             tokens = [j + half * self.narrow for half in range(self.format.per_byte)]
             for dims, *rows in self.format.plane_rows(self.D, values=True):
-                planes = [self.plane(block, rows, t, 1) for t in tokens]
+                planes = [self.plane(rows, t, 1) for t in tokens]
                 n, starts = vectors(len(dims), simd.lanes)
                 for c in (dims.start + start for start in starts):
-                    codes = T.bind(self.values[self.b, self.kv, block, j, span(c, n)])
+                    codes = T.bind(self.values[(*self.here, j, span(c, n))])
                     for half, (token, plane) in enumerate(zip(tokens, planes, strict=True)):
                         x = self.widened(codes, half, [simd.splat(y, n) for y in plane], n)
                         T.buffer_store(self.scratch, x, [span(token * self.D + c, n)])
 
-    def plane(self, block: Any, rows: list[int], tokens: Any, n: int) -> list[Any]:
+    def plane(self, rows: list[int], tokens: Any, n: int) -> list[Any]:
         """Scale, and low where the format has one, of `n` tokens."""
-        planes = [self.planes[self.b, self.kv, block, row, tokens] for row in rows if row >= 0]
+        planes = [self.planes[(*self.here, row, tokens)] for row in rows if row >= 0]
         return [T.bind(T.Cast(_vector("float32", n), p)) for p in planes]
 
     def widened(self, codes: Any, half: int, plane: list[Any], n: int) -> Any:
@@ -145,12 +162,13 @@ class RoundedCache(Cache):
         x = T.Cast(_vector("float32", n), x)
         return x * plane[0] if self.format.symmetric else self.simd.fma(x, plane[0], plane[1], n)
 
-    def fetch(self, codes: Any, block: Any, byte: Any) -> None:
-        self.simd.prefetch(codes[self.b, self.kv, block, 0, byte])
+    def fetch(self, codes: Any, place: list[Any], byte: Any) -> None:
+        self.simd.prefetch(codes[(*place, 0, byte)])
 
-    def fetch_planes(self, block: Any) -> None:
+    def fetch_planes(self) -> None:
+        """Those of the next block."""
         for row, column in product(range(self.format.rows(self.D)), range(0, BLOCK, LINE // self.planes_bytes)):
-            self.simd.prefetch(self.planes[self.b, self.kv, block, row, column])
+            self.simd.prefetch(self.planes[(*self.next, row, column)])
 
     @property
     def planes_bytes(self) -> int:

@@ -13,55 +13,21 @@ Queries are scaled by log2(e) on the way in, so that exp is 2^x.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from llmc.schedules.attention.cache import cache_of
+from llmc.schedules.attention.call import Call
 from llmc.schedules.attention.layout import BLOCK, fill, span, vectors
-from llmc.schedules.attention.workloads import AttentionWorkload
-from llmc.targets.intrinsics import Reg, Simd
+from llmc.schedules.attention.masks import parts_of
+from llmc.targets.intrinsics import Reg
 from llmc.tvm_shim import T
 
 LOG2E = 1 / math.log(2)
 FLOOR = -1e30  # first maximum of every row; scores below count as masked
 MASKED = -3e38
-
-
-@dataclass(frozen=True)
-class Call:
-    """What every piece of the kernel's body sees of its call: buffers, and symbolic dimensions."""
-
-    w: AttentionWorkload
-    simd: Simd
-    buffers: dict[str, Any]
-    symbols: dict[str, Any]
-
-    @property
-    def rows(self) -> Any:
-        """Stacked rows of one key head."""
-        return self.symbols["S"] * self.w.group
-
-    def seen(self, b: Any, r: Any) -> tuple[Any, Any]:
-        """First key, and one past the last, that stacked row `r` of batch `b` sees; the range may be empty."""
-        w, length = self.w, self.buffers["kv_len"][b]
-        after = length - self.symbols["S"] + r // w.group + 1
-        end = after if w.causal else length
-        if w.key_bias or w.bias:
-            end = T.min(end, self.symbols["T"])
-        begin = T.max(after - w.window, T.int64(0)) if w.window else T.int64(0)
-        return begin, T.max(end, T.int64(0))
-
-    def blocks(self, b: Any, first_row: Any, last_row: Any) -> tuple[Any, Any]:
-        """First block of keys, and one past the last, that any row of a range sees."""
-        (begin, _), (_, end) = self.seen(b, first_row), self.seen(b, last_row)
-        return T.bind(begin // BLOCK), T.bind((end + BLOCK - 1) // BLOCK)
-
-    def output_at(self, b: Any, kv: Any, r: Any, column: int, n: int) -> list[Any]:
-        """Index of `n` columns of stacked row `r` in q and out."""
-        head = kv * self.w.group + r % self.w.group
-        return [b, r // self.w.group, span(head * self.w.head_dim + column, n)]
 
 
 class Flash:
@@ -83,13 +49,27 @@ class Flash:
         self.tiles = T.bind((count + MR - 1) // MR)
         self.padded = -(-max_rows // MR) * MR
         self.padded += -self.padded % lanes
-        self.q = T.alloc_buffer((self.padded, self.w.head_dim), "float32")
+        self.q = self.alloc_queries()
         self.p = T.alloc_buffer((self.padded, BLOCK), "float32")
         self.acc = T.alloc_buffer((self.padded, len(self.starts) * self.width), "float32")
         self.total = T.alloc_buffer((self.padded, lanes), "float32")
         self.top, self.new_top, self.decay = (T.alloc_buffer((self.padded,), "float32") for _ in range(3))
         self.begin, self.end = (T.alloc_buffer((self.padded,), "int32") for _ in range(2))
         self.key_bias, self.bias = (T.alloc_buffer((BLOCK,), "float32") for _ in range(2))
+        self.parts = parts_of(call, b, kv, self.padded)
+        self.gap = call.gap(b, row0, row0 + count - 1) if self.w.sinks else None
+
+    def alloc_queries(self) -> Any:
+        """Scratch of the scaled queries, [rows, D]."""
+        return T.alloc_buffer((self.padded, self.w.head_dim), "float32")
+
+    def put_query(self, i: Any, column: int, x: Any) -> None:
+        """Keep dimensions of row i's query, scaled, from `column` on."""
+        T.buffer_store(self.q, x, [i, span(column, self.width)])
+
+    def put_weight(self, i: Any, column: int, x: Any) -> None:
+        """Keep a register of row i's weights, of the block's keys from `column` on."""
+        T.buffer_store(self.p, x, [i, self.simd.span(column)])
 
     # -- the three parts of a task ------------------------------------------------------------------------------
     def run(self, first: Any, last: Any) -> None:
@@ -97,13 +77,26 @@ class Flash:
         self.prepare()
         with T.serial(0, T.max(last - first, T.int64(0))) as i:
             block = T.bind(first + i)
+            if self.gap is not None:
+                block = T.bind(block + T.Select(block < self.call.sink_blocks, T.int64(0), self.gap))
             key0 = T.bind(block * BLOCK)
-            tile0 = self.first_tile(key0)
-            self.cache.open_keys(block)
-            self.scores(block, key0, tile0)
-            self.decays()
-            self.cache.open_values(block)
-            self.values(key0, tile0)
+            for part in self.parts:
+                part.open_block(key0)
+            relevant = [condition for part in self.parts if (condition := part.relevant()) is not None]
+            if not relevant:
+                self.block(block, key0)
+            else:
+                with T.If(functools.reduce(T.And, relevant)), T.Then():
+                    self.block(block, key0)
+
+    def block(self, block: Any, key0: Any) -> None:
+        """Scratch := scratch and what one more block of keys adds."""
+        tile0 = self.first_tile(key0)
+        self.cache.open_keys(block)
+        self.scores(block, key0, tile0)
+        self.decays()
+        self.cache.open_values(block)
+        self.values(key0, tile0)
 
     def prepare(self) -> None:
         w, simd = self.w, self.simd
@@ -111,16 +104,26 @@ class Flash:
         fill(simd, self.top, FLOOR, self.padded)
         fill(simd, self.new_top, FLOOR, self.padded)
         with T.serial(0, self.tiles * self.MR) as i:
-            r = T.bind(self.row0 + T.min(i, self.count - 1))
-            begin, end = self.call.seen(self.b, r)
+            b, r = self.row(i)
+            begin, end = self.seen(b, r)
             T.buffer_store(self.begin, T.Cast("int32", begin), [i])
             T.buffer_store(self.end, T.Cast("int32", end), [i])
+            for part in self.parts:
+                part.open_row(i, r)
             for c in self.starts:
-                x = self.call.buffers["q"][tuple(self.call.output_at(self.b, self.kv, r, c, self.width))]
-                T.buffer_store(self.q, x * simd.f32(factor, self.width), [i, span(c, self.width)])
+                x = self.call.buffers["q"][tuple(self.call.output_at(b, self.kv, r, c, self.width))]
+                self.put_query(i, c, x * simd.f32(factor, self.width))
             for j in range(len(self.starts)):
                 T.buffer_store(self.acc, simd.f32(0, self.width), [i, span(j * self.width, self.width)])
             T.buffer_store(self.total, simd.f32(0), [i, simd.span(0)])
+
+    def row(self, i: Any) -> tuple[Any, Any]:
+        """Batch and stacked row of the task's row i; those that fill the last tile stand for its last one."""
+        return self.b, T.bind(self.row0 + T.min(i, self.count - 1))
+
+    def seen(self, b: Any, r: Any) -> tuple[Any, Any]:
+        """First key, and one past the last, that a row sees."""
+        return self.call.seen(b, r)
 
     def sum_of_weights(self, i: Any) -> Any:
         """Row i's sum of weights: at least 1 (the maximum's own weight) unless the row saw no key."""
@@ -129,10 +132,13 @@ class Flash:
     # -- one block of keys --------------------------------------------------------------------------------------
     def first_tile(self, key0: Any) -> Any:
         """The first tile of which a row sees the block: with a causal mask, rows see it from some row on."""
-        if not self.w.causal:
+        if not self.w.ordered:
             return T.int64(0)
         before = key0 - self.call.buffers["kv_len"][self.b] + self.call.symbols["S"]  # queries that stand before key0
-        return T.bind(T.max(before * self.w.group - self.row0, T.int64(0)) // self.MR)
+        first = T.max(before * self.w.group - self.row0, T.int64(0)) // self.MR
+        if self.w.prefix:
+            first = T.Select(key0 < self.call.buffers["prefix_len"][self.b], T.int64(0), first)
+        return T.bind(first)
 
     def columns_seen(self, tile: Any, key0: Any) -> Any:
         """How many leading keys of the block the tile's last row, and so any of its rows, may see."""
@@ -143,6 +149,8 @@ class Flash:
         cut = self.end[0] < T.Cast("int32", key0) + BLOCK
         if self.w.window:
             cut = T.Or(cut, self.begin[self.tiles * self.MR - 1] > T.Cast("int32", key0))
+        cuts = [condition for part in self.parts if (condition := part.cuts(key0)) is not None]
+        cut = functools.reduce(T.Or, cuts, cut)
         width = self.NR * self.simd.lanes
         with T.serial(0, BLOCK // width) as g, T.serial(tile0, self.tiles) as tile:
             self.score_tile(block, tile, g * width, self.columns_seen(tile, key0))
@@ -197,25 +205,34 @@ class Flash:
                 at = {n: (*row, simd.span(key0 + n)) for n in xs}
                 log2e = simd.f32(LOG2E)
                 xs = {n: T.bind(simd.fma(self.call.buffers["bias"][at[n]], log2e, x)) for n, x in xs.items()}
+        for part in self.parts:
+            xs = part.add(i, key0, xs)
         if cut:
             xs = {n: T.bind(x) for n, x in self.masked(i, key0, xs)}
-        if cut or w.softcap or w.key_bias or w.bias:
+        if cut or w.softcap or w.key_bias or w.bias or any(part.adds for part in self.parts):
             for n, x in xs.items():
                 T.buffer_store(self.p, x, [i, simd.span(n)])
         top = simd.reduce_max(_tree(list(xs.values()), T.max))
         T.buffer_store(self.new_top, T.max(self.top[i], top), [i])
 
     def masked(self, i: Any, key0: Any, xs: dict[int, Any]) -> Iterator[tuple[int, Any]]:
-        """Scores of keys outside of the row's range replaced by MASKED."""
+        """Scores of keys that the row does not see replaced by MASKED."""
         simd, base = self.simd, T.bind(T.Cast("int32", key0))
         end = T.bind(simd.splat(self.end[i] - base))
         if self.w.window:
             # begin <= key < end as one unsigned comparison: LLVM takes seconds over two selects in a row.
             begin = T.bind(simd.splat(self.begin[i] - base))
             size = T.bind(T.reinterpret(f"uint32x{simd.lanes}", T.max(end - begin, simd.i32(0))))
+        if self.w.sinks:
+            sinks = T.bind(T.min(end, simd.splat(T.int32(self.w.sinks) - base)))
+        hides = [condition for part in self.parts if (condition := part.seen(i, key0)) is not None]
         for n, x in xs.items():
             key = T.ramp(T.int32(n), 1, simd.lanes)
             seen = T.reinterpret(f"uint32x{simd.lanes}", key - begin) < size if self.w.window else key < end
+            if self.w.sinks:
+                seen = T.Or(seen, key < sinks)
+            for condition in hides:
+                seen = T.And(seen, condition(n))
             yield n, T.Select(seen, x, simd.f32(MASKED))
 
     def bias_row(self, i: Any) -> list[Any]:
@@ -265,7 +282,7 @@ class Flash:
         xs = []
         for n, x in self.row_vectors(i):
             y = simd.exp2(x - top)
-            T.buffer_store(self.p, y, [i, simd.span(n)])
+            self.put_weight(i, n, y)
             xs.append(y)
         added = _tree(xs, lambda a, b: a + b)
         total = simd.fma(self.total[i, simd.span(0)], simd.splat(self.decay[i]), added)

@@ -2,7 +2,8 @@
 
 Queries are one pass over tokens; keys and values one pass over blocks of 64 positions, so that no two threads write
 the same cache line of the packed keys. A block of the functional form is past, then new tokens, then zeros.
-Where the cache is rounded, so is each token as it enters (`rounding`).
+Where the cache is rounded, so is each token as it enters (`rounding`); where it is paged, a table says which page holds
+a block. No two sequences have the same page where new tokens go: who calls sees to that.
 """
 
 from __future__ import annotations
@@ -118,13 +119,14 @@ class _Kernel:
         end = T.bind(start + self.S)
         at = T.bind(T.max(start, T.int64(0)) // BLOCK + i if w.in_place else i)
         low, high = T.bind(at * BLOCK), T.bind(T.min(at + 1, self.blocks) * BLOCK)
+        place = self.place(b, kv, at)
         rows = T.alloc_buffer((BLOCK, D), "float32")
         if w.past:
             with T.serial(0, T.max(T.min(high, self.past) - low, T.int64(0))) as p:
                 self.copy_past(b, kv, low + p, rows, p)
         first = T.bind(T.max(T.max(low, start), T.int64(0)))
         with T.serial(0, T.max(T.min(high, end) - first, T.int64(0))) as p:
-            self.append(b, kv, first + p, first + p - start, rows, first + p - low)
+            self.append(b, kv, first + p, first + p - start, rows, first + p - low, place)
         if not w.in_place:
             with T.serial(0, T.max(high - T.max(low, end), T.int64(0))) as p, T.serial(0, D) as d:
                 T.buffer_store(rows, T.float32(0), [BLOCK - 1 - p, d])
@@ -132,9 +134,15 @@ class _Kernel:
         right = T.bind(T.min(high, end) - low if w.in_place else T.int64(BLOCK))
         with T.serial(0, D) as d, T.serial(0, T.max(right - left, T.int64(0))) as p:
             if self.rounding:
-                self.rounding.put_key(rows[left + p, d], [b, kv, at], d, left + p)
+                self.rounding.put_key(rows[left + p, d], place, d, left + p)
             else:
-                T.buffer_store(self.buffers["kp"], rows[left + p, d], [b, kv, at, d, left + p])
+                T.buffer_store(self.buffers["kp"], rows[left + p, d], [*place, d, left + p])
+
+    def place(self, b: Any, kv: Any, block: Any) -> list[Any]:
+        """Leading indices of a block in keys, values and planes. Beyond the last one nothing is written."""
+        if not self.w.paged:
+            return [b, kv, block]
+        return [T.bind(T.Cast("int64", self.buffers["table"][b, T.min(block, self.blocks - 1)])), kv]
 
     def copy_past(self, b: Any, kv: Any, position: Any, rows: Any, row: Any) -> None:
         for n, c in self.cover(self.w.head_dim):
@@ -144,8 +152,8 @@ class _Kernel:
             if self.w.present:
                 T.buffer_store(self.buffers["present_k"], key, [b, kv, position, span(c, n)])
 
-    def append(self, b: Any, kv: Any, position: Any, s: Any, rows: Any, row: Any) -> None:
-        """Put token `s` at `position`: its value into v, its rotated key into `row` of the block's rows."""
+    def append(self, b: Any, kv: Any, position: Any, s: Any, rows: Any, row: Any, place: list[Any]) -> None:
+        """Put token `s` at `position`: its value into v, its rotated key into `row` of the rows of the block there."""
         w, D = self.w, self.w.head_dim
         H, KV = w.n_heads, w.n_kv_heads
         if w.packed_qkv:
@@ -163,11 +171,12 @@ class _Kernel:
 
         self.rotated(b, s, load, store)
         if self.rounding:
-            self.rounding.round_key(rows, [b, kv, position // BLOCK], row)
-            self.rounding.put_value(lambda c, n: v[b, s, span(v_at + c, n)], [b, kv, position // BLOCK], row)
+            self.rounding.round_key(rows, place, row)
+            self.rounding.put_value(lambda c, n: v[b, s, span(v_at + c, n)], place, row)
             return
+        to = [*place, row] if w.paged else [b, kv, position]
         for n, c in self.cover(D):
-            T.buffer_store(self.buffers["v"], v[b, s, span(v_at + c, n)], [b, kv, position, span(c, n)])
+            T.buffer_store(self.buffers["v"], v[b, s, span(v_at + c, n)], [*to, span(c, n)])
             if w.present:
                 T.buffer_store(self.buffers["present_k"], rows[row, span(c, n)], [b, kv, position, span(c, n)])
 

@@ -88,13 +88,22 @@ FORMATS: dict[str, KVFormat] = {
 }
 
 
+def resolve_cache(text: str) -> tuple[KVCache, bool]:
+    """What `--kv-cache` says: a format, `paged`, or both with a comma; without a format float32. Raises OptionError."""
+    format, *rest = [word for word in text.split(",") if word != "paged"] or ["float32"]
+    paged = text.split(",").count("paged")
+    if rest or paged > 1:
+        raise OptionError(f"'{text}' says too much", where="--kv-cache", hint="a format, paged, or both: int8,paged")
+    return resolve_kv_cache(format), paged == 1
+
+
 def resolve_kv_cache(name: str) -> KVCache:
     """The format of that name. Raises OptionError if there is none."""
     for known in get_args(KVCache):
         if name == known:
             return known  # type: ignore[no-any-return]
     known = ", ".join(get_args(KVCache))
-    raise OptionError(f"there is no cache format '{name}'", where="--kv-cache", hint=f"one of: {known}")
+    raise OptionError(f"there is no cache format '{name}'", where="--kv-cache", hint=f"one of: {known}, paged")
 
 
 def quantise(x: np.ndarray, format: KVFormat) -> tuple[np.ndarray, np.ndarray]:

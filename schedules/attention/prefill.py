@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from llmc.schedules.attention.flash import Call, Flash
+from llmc.schedules.attention.call import Call
+from llmc.schedules.attention.flash import Flash
 from llmc.tvm_shim import T
 
 
-def prefill(call: Call, BQ: int, MR: int, NR: int) -> None:
+def prefill(call: Call, BQ: int, MR: int, NR: int, body: type[Flash] = Flash) -> None:
     """Emit the body. BQ rows a task, tiles of MR rows by NR registers."""
     w, simd = call.w, call.simd
     blocks = T.bind((call.rows + BQ - 1) // BQ)
@@ -17,7 +18,7 @@ def prefill(call: Call, BQ: int, MR: int, NR: int) -> None:
         at = T.bind(T.Select(j % 2 == 0, j // 2, blocks - 1 - j // 2))
         row0 = T.bind(at * BQ)
         count = T.bind(T.min(call.rows - row0, T.int64(BQ)))
-        flash = Flash(call, b, kv, row0, count, BQ, MR, NR)
+        flash = body(call, b, kv, row0, count, BQ, MR, NR)
         flash.run(*call.blocks(b, row0, row0 + count - 1))
         with T.serial(0, count) as i:
             total = flash.sum_of_weights(i)

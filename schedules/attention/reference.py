@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from llmc.schedules.attention.kv_format import FORMATS, KVFormat, dequantise, pack, quantise, unpack
 from llmc.schedules.attention.layout import BLOCK, pack_keys
-from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
+from llmc.schedules.attention.pages import gather, scatter
+from llmc.schedules.attention.workloads import MOST_DRAFTED, AttentionWorkload, KVAppendWorkload
 from llmc.schedules.base import Arrays
 
 MASKED = -1e30  # scores below count as masked
@@ -41,6 +43,8 @@ def unpack_cache(
 
 def cached(kv_cache: str, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Keys and values [B, KV, L, D] float64 of a cache of any format."""
+    if "table" in inputs:
+        inputs = gather(inputs)
     if kv_cache == "float32":
         return unpack_keys(inputs["kp"]).astype(np.float64), inputs["v"].astype(np.float64)
     format = FORMATS[kv_cache]
@@ -66,6 +70,8 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool) -
 
 def kv_append(w: KVAppendWorkload, inputs: Mapping[str, np.ndarray]) -> Arrays:
     """All outputs; for the in-place form also kp and v as they are after the call."""
+    if w.paged:
+        return scatter(kv_append(replace(w, paged=False), gather(inputs)), inputs)
     H, KV, D = w.n_heads, w.n_kv_heads, w.head_dim
     if w.packed_qkv:
         q, k, v = np.split(inputs["qkv"], [H * D, (H + KV) * D], axis=-1)
@@ -110,6 +116,14 @@ def _append_rounded(w: KVAppendWorkload, inputs: Mapping[str, np.ndarray], k: np
     return found | {"planes": np.concatenate(planes, axis=3)}
 
 
+def in_tree(masks: np.ndarray, length: int) -> np.ndarray:
+    """Which of `length` keys each of the S newest tokens sees, bool [S, length]; masks uint64 [S]."""
+    S = len(masks)
+    new = np.array([[j < MOST_DRAFTED and bool(int(mask) >> j & 1) for j in range(S)] for mask in masks], bool)
+    older = np.ones((S, max(length - S, 0)), bool)
+    return np.concatenate([older, new], axis=1)[:, -length:] if length else np.ones((S, 0), bool)
+
+
 def attention(w: AttentionWorkload, inputs: Mapping[str, np.ndarray]) -> Arrays:
     """out [B, S, H*D]."""
     H, D = w.n_heads, w.head_dim
@@ -131,10 +145,19 @@ def attention(w: AttentionWorkload, inputs: Mapping[str, np.ndarray]) -> Arrays:
             if w.bias:
                 bias = np.broadcast_to(inputs["bias"], (B, H, S, inputs["bias"].shape[-1]))
                 scores = scores + bias[b, h, :, :length]
-            if w.causal:
-                seen &= key <= row
+            if w.alibi:
+                scores = scores + float(inputs["slopes"][h]) * (key - row)
+            if w.ordered:
+                before = inputs["prefix_len"][b] if w.prefix else 0
+                seen &= (key <= row) | ((key < before) & (row >= 0))
             if w.window:
-                seen &= key > row - w.window
+                seen &= (key > row - w.window) | (key < w.sinks)
+            if w.documents:
+                number = inputs["documents"][b]
+                seen &= key < len(number)
+                seen &= number[np.clip(row, 0, len(number) - 1)] == number[np.minimum(key, len(number) - 1)]
+            if w.tree:
+                seen &= in_tree(inputs["tree"][b], length)
             seen &= scores > MASKED
             top = np.max(scores, axis=-1, keepdims=True, where=seen, initial=MASKED)
             p = np.where(seen, np.exp(np.minimum(scores - top, 0)), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,15 @@ import numpy as np
 from llmc.errors import KernelError
 from llmc.schedules.base import Arg, Arrays, Config, Space, Template, Work, Workload
 from llmc.schedules.formats import QuantizedWeight, random_weight
+from llmc.schedules.gemm.lowbit_kernel import widened
 from llmc.schedules.gemm.packing import (
     LowBitLayout,
+    Piece,
     common_zero,
     pack_weight,
     smallest_scale_dtype,
     smallest_zero_dtype,
+    stored_dtype,
 )
 from llmc.targets.base import Target
 from llmc.targets.intrinsics import Simd
@@ -97,7 +101,7 @@ class LowBitEmbedding(Template):
             T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
             ids_handle = T.arg("ids", T.handle())
             q = T.arg("q", T.Buffer(layout.q_shape, "uint8"))
-            scale_plane = T.arg("scale", T.Buffer(layout.plane_shape, w.scale_dtype))
+            scale_plane = T.arg("scale", T.Buffer(layout.plane_shape, stored_dtype(w.scale_dtype)))
             zero_plane = None if w.symmetric else T.arg("zero", T.Buffer(layout.plane_shape, w.zero_dtype))
             y_handle = T.arg("y", T.handle())
             M = T.int64()
@@ -107,19 +111,18 @@ class LowBitEmbedding(Template):
                 wrapped = T.bind(T.if_then_else(ids[m] < T.int64(0), ids[m] + T.int64(w.V), ids[m]))
                 row = T.bind(T.max(T.min(wrapped, T.int64(w.V - 1)), T.int64(0)))
                 block, lane = T.bind(T.floordiv(row, R)), T.bind(T.floormod(row, R))
+                at = T.ramp(lane * 4, 1, 4)
                 with T.serial(0, layout.groups) as g:
-                    scale = T.bind(T.Cast("float32", scale_plane[block, g, lane]))
+                    scale = T.bind(widened(scale_plane[block, g, lane], w.scale_dtype, 1))
                     zero = scale * T.float32(-w.zero) if zero_plane is None else zero_plane[block, g, lane]
                     shift = T.bind(T.Cast("float32", zero))
-                    with T.serial(0, layout.lines) as i:
-                        quad = T.bind(q[block, g, i, T.ramp(lane * 4, 1, 4)])
-                        for p in range(layout.codes_per_byte):
-                            codes = T.bitwise_and(
-                                T.shift_right(quad, T.broadcast(T.uint8(w.bits * p), 4)),
-                                T.broadcast(T.uint8(2**w.bits - 1), 4),
-                            )
+                    with T.serial(0, layout.units) as i:
+                        first_line = i * layout.unit_lines
+                        lines = [T.bind(q[block, g, first_line + n, at]) for n in range(layout.unit_lines)]
+                        for p in range(layout.unit_quads):
+                            codes = _codes([(lines[piece.line], piece) for piece in layout.pieces(p)])
                             values = T.Cast("float32x4", codes) * T.broadcast(scale, 4) + T.broadcast(shift, 4)
-                            first = T.bind(g * layout.group + (i * layout.codes_per_byte + p) * 4)
+                            first = T.bind(g * layout.group + (i * layout.unit_quads + p) * 4)
                             _store(y, m, first, T.bind(values))
         return ib.get()
 
@@ -141,6 +144,16 @@ class LowBitEmbedding(Template):
         self, workload: LowBitEmbeddingWorkload, dims: Mapping[str, int], rng: np.random.Generator
     ) -> Arrays:
         return {"ids": rng.integers(-workload.V, workload.V, dims["M"])}
+
+
+def _codes(pieces: list[tuple[Any, Piece]]) -> Any:
+    """Four codes, uint8, from the bytes that hold their pieces."""
+
+    def in_place(line: Any, piece: Piece) -> Any:
+        shifted = T.shift_right(line, T.broadcast(T.uint8(piece.start - piece.at), 4))
+        return T.bitwise_and(shifted, T.broadcast(T.uint8((2**piece.width - 1) << piece.at), 4))
+
+    return functools.reduce(T.bitwise_or, (in_place(*each) for each in pieces))
 
 
 def _store(y: Any, m: Any, first: Any, values: Any) -> None:

@@ -86,25 +86,14 @@ class Bf16TileKernel(TileRows, Bf16Kernel):
 
         def row(m: Any) -> None:
             with T.serial(0, K // R) as i:
-                T.buffer_store(out, self._rounded(self.x[m, simd.span(i * R)], R), [m, simd.span(i * R)])
+                T.buffer_store(out, tiles.to_bf16(self.x[m, simd.span(i * R)], R), [m, simd.span(i * R)])
             for k in range(K // R * R, K):
-                T.buffer_store(out, self._rounded(self.x[m, k], 1), [m, k])
+                T.buffer_store(out, tiles.to_bf16(self.x[m, k], 1), [m, k])
             for k in range(K, self.layout.padded_K):
                 T.buffer_store(out, T.uint16(0), [m, k])
 
         loops.rows(M, K, _SERIAL, row)
         return out
-
-    def _rounded(self, x: Any, n: int) -> Any:
-        """The upper half of x rounded to bfloat16, ties to even."""
-        vector = "" if n == 1 else f"x{n}"
-        bits = T.bind(T.reinterpret(f"uint32{vector}", x))
-
-        def constant(value: int) -> Any:
-            return self.simd.splat(T.uint32(value), n)
-
-        odd = T.bitwise_and(T.shift_right(bits, constant(16)), constant(1))
-        return T.Cast(f"uint16{vector}", T.shift_right(bits + constant(0x7FFF) + odd, constant(16)))
 
     def value(self, x: Any, m: Any, k: Any) -> Any:
         bits = T.shift_left(T.Cast("uint32", x[m, k]), T.uint32(16))

@@ -1,4 +1,4 @@
-"""The low-bit linear layer, y = act(x W^T + bias) + residual with W kept as 2-, 4- or 8-bit codes.
+"""The low-bit linear layer, y = act(x W^T + bias) + residual with W kept as codes of 1, 2, 3, 4 or 8 bits.
 
 Two compute types over one packed layout (`packing`): "a8" quantises x to int8 by row and group inside the kernel and
 multiplies integers (the Q4_0 x Q8_0 scheme of llama.cpp); "a32" makes the weights float32. One kernel serves every
@@ -18,16 +18,20 @@ from llmc.schedules import epilogue
 from llmc.schedules.base import Arg, Arrays, Config, Space, Template, Work, Workload
 from llmc.schedules.formats import STEPS, TABLES, QuantizedWeight, random_weight, whole_table
 from llmc.schedules.gemm.activations import quantize_reference
+from llmc.schedules.gemm.lookup import lookup_reference, pack_lookup, representable
 from llmc.schedules.gemm.lowbit_a8 import Int8Kernel
 from llmc.schedules.gemm.lowbit_a32 import Float32Kernel
 from llmc.schedules.gemm.lowbit_kernel import LowBitKernel, knobs
+from llmc.schedules.gemm.lowbit_lookup import LookupKernel
 from llmc.schedules.gemm.lowbit_tiles import Int8TileKernel
 from llmc.schedules.gemm.packing import (
     LowBitLayout,
     common_zero,
+    pack_codes,
     pack_weight,
     smallest_scale_dtype,
     smallest_zero_dtype,
+    stored_dtype,
 )
 from llmc.targets.base import Target
 from llmc.targets.dot import ByteDot
@@ -131,14 +135,17 @@ class LowBitLinear(Template):
     `ahead_one` (M = 1) or `ahead_many` bytes before their use (0: left to the hardware). More rows use register
     blocks of MR rows by NV row blocks (with a8 on AMX, tiles: MR is 16 or 32), and threads share a panel's rows in
     spans of about `task_rows`. KU unrolls k: in quads of four for a8, in single steps of the expanded panel for a32.
+    Where weights have fewer than 4 bits, `body` "lut" makes few rows look sums of activations up (`lookup`): it packs
+    and rounds otherwise than "dot".
     """
 
     name = "lowbit"
+    serves: type[LowBitLinearWorkload] = LowBitLinearWorkload
 
     def accepts(self, workload: Workload, target: Target) -> bool:
         if not isinstance(workload, LowBitLinearWorkload) or target.kind != "llvm":
             return False
-        if bool(workload.table) != isinstance(self, TableLinear):
+        if type(workload) is not self.serves:
             return False
         layout = workload.layout(target.lanes)
         largest = 255 if workload.table else 2**workload.bits - 1  # of what is multiplied, as an unsigned byte
@@ -160,10 +167,13 @@ class LowBitLinear(Template):
                 and (a8 or NV % workload.halves == 0)  # an expanded panel is multiplied as a whole
                 and layout.blocks % max(NV, workload.halves) == 0
                 and layout.blocks % max(int(config["blocks"]), workload.halves) == 0
-                and (not a8 or (KU % layout.codes_per_byte == 0 and longest >= KU))
+                and (not a8 or (KU % layout.unit_quads == 0 and longest >= KU))
             )
 
-        return Space(knobs((2, 3, 4, 5, 6, 7, 8, 9), tiles), valid)
+        known = knobs((2, 3, 4, 5, 6, 7, 8, 9), tiles)
+        if workload.bits < 4 and _looks_up(workload, target):  # with 4 bits products take fewer instructions everywhere
+            known |= {"body": ("dot", "lut")}
+        return Space(known, valid)
 
     def default(self, workload: LowBitLinearWorkload, target: Target) -> dict[str, int | str]:
         layout, wide = workload.layout(target.lanes), target.vector_registers >= 32
@@ -175,33 +185,42 @@ class LowBitLinear(Template):
             MR, NV = 4, 1
         elif layout.groups == 1:
             MR, NV = 8, 2
-        else:  # with the float sums across groups, the largest block that stays in 32 registers
-            MR, NV = 7, 2
-        return {
+        else:  # 7 rows fit as well, with float sums across groups; but rows of a vocabulary's logits share cache sets
+            MR, NV = 6, 2
+        bytes_on_vnni = workload.bits == 8 and workload.activations == "a8" and target.dot == "vnni"
+        default: dict[str, int | str] = {
             "MR": MR,
             "NV": NV,
             "KU": 8,
-            "blocks": 1,
+            # 8-bit codes come faster than one stream is fetched: four streams gain 15 to 20 % of a token's time.
+            "blocks": 4 if bytes_on_vnni and layout.used_blocks >= 32 else 1,
             "skinny": 8,
-            "ahead_one": 0 if workload.bits == 8 else 8192,  # a row of 8-bit codes leaves the core time to run ahead
+            "ahead_one": 2048 if workload.bits == 8 else 8192,
             "ahead_many": 8192,
             "task_rows": 96,
         }
+        if workload.bits < 4 and _looks_up(workload, target):
+            # Measured (docs/performance.md): fewer instructions pay for the tables where many rows use them.
+            narrow = workload.bits <= (1 if target.dot == "vnni" else 2)
+            default["body"] = "lut" if narrow and workload.N >= 2 * workload.K else "dot"
+        return default
 
     def prepack(
         self, weights: Mapping[str, Any], workload: LowBitLinearWorkload, config: Config, target: Target
     ) -> Arrays:
         layout = workload.layout(target.lanes)
-        packed = pack_weight(layout, weights["weight"], workload.scale_dtype, workload.symmetric, workload.zero_dtype)
+        pack = pack_lookup if config.get("body") == "lut" else pack_codes
+        dtypes = workload.scale_dtype, workload.symmetric, workload.zero_dtype
+        packed = pack_weight(layout, weights["weight"], *dtypes, pack)
         if workload.bias:
             bias = layout.arrange_rows(np.asarray(weights["bias"], np.float32).reshape(-1))
             packed["bias"] = bias.reshape(layout.blocks, layout.lanes)
         return packed
 
     def layout(self, workload: LowBitLinearWorkload, config: Config, target: Target) -> str:
-        return (
-            f"{workload.layout(target.lanes).label}.{workload.scale_dtype}.{workload.symmetric}.{workload.zero_dtype}"
-        )
+        planes = f"{workload.scale_dtype}.{workload.symmetric}.{workload.zero_dtype}"
+        suffix = ".lut" if config.get("body") == "lut" else ""
+        return f"{workload.layout(target.lanes).label}.{planes}{suffix}"
 
     def build(self, workload: LowBitLinearWorkload, target: Target, config: Config) -> Any:
         if not self.accepts(workload, target):
@@ -209,13 +228,40 @@ class LowBitLinear(Template):
         kernel: type[LowBitKernel] = Float32Kernel
         if workload.activations == "a8":
             kernel = Int8TileKernel if target.tiles else Int8Kernel
+        if config.get("body") == "lut":
+            if not _looks_up(workload, target):
+                raise KernelError(
+                    f"{workload.key()} cannot look sums up",
+                    where=target.name,
+                    hint="body=lut takes int8 activations, up to 4 bits, and groups of whole 32s that divide K",
+                )
+            kernel = LookupKernel
         return kernel(workload, target, config).build()
 
     def reference(
         self, workload: LowBitLinearWorkload, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Any]
     ) -> Arrays:
         """With a8, x is quantised as the kernel does it; all sums are float64."""
-        weight: QuantizedWeight = weights["weight"]
+        return self._finished(workload, self._products(workload, inputs, weights["weight"]), inputs, weights)
+
+    def arithmetic(self, workload: LowBitLinearWorkload, config: Config) -> str:
+        return f"lut up to {config['skinny']} rows" if config.get("body") == "lut" else ""
+
+    def expected(
+        self,
+        workload: LowBitLinearWorkload,
+        config: Config,
+        inputs: Mapping[str, np.ndarray],
+        weights: Mapping[str, Any],
+    ) -> Arrays:
+        if config.get("body") != "lut" or len(inputs["x"]) > int(config["skinny"]):
+            return self.reference(workload, inputs, weights)
+        return self._finished(workload, lookup_reference(inputs["x"], weights["weight"]), inputs, weights)
+
+    def _products(
+        self, workload: LowBitLinearWorkload, inputs: Mapping[str, np.ndarray], weight: QuantizedWeight
+    ) -> np.ndarray:
+        """[M, N] float64."""
         x = inputs["x"].astype(np.float64)
         if workload.activations == "a8":
             group = workload.layout(1).group
@@ -231,9 +277,17 @@ class LowBitLinear(Template):
             codes64 = (whole_table(workload.table) / STEPS[workload.table])[weight.q]
         elif workload.table:
             codes64 = np.array(TABLES[workload.table])[weight.q]
-        y = x @ (codes64 * scale64).T
+        return x @ (codes64 * scale64).T
+
+    def _finished(
+        self,
+        workload: LowBitLinearWorkload,
+        y: np.ndarray,
+        inputs: Mapping[str, np.ndarray],
+        weights: Mapping[str, Any],
+    ) -> Arrays:
         if workload.bias:
-            y += weights["bias"]
+            y = y + weights["bias"]
         y = epilogue.reference(workload.activation, y)
         return {"y": y + inputs["residual"] if workload.residual else y}
 
@@ -241,7 +295,7 @@ class LowBitLinear(Template):
         M, N, K = dims["M"], workload.N, workload.K
         groups = N * -(-K // workload.group_size)
         zeros = 0 if workload.symmetric else np.dtype(workload.zero_dtype).itemsize
-        planes = groups * (np.dtype(workload.scale_dtype).itemsize + zeros)
+        planes = groups * (np.dtype(stored_dtype(workload.scale_dtype)).itemsize + zeros)
         outputs = 4 * M * workload.columns * (2 if workload.residual else 1)
         moved = N * K * workload.bits / 8 + planes + 4 * M * K + outputs
         return Work(ops=2 * M * N * K, bytes=moved, unit="dot" if workload.activations == "a8" else "fma")
@@ -288,13 +342,17 @@ class TableLinear(LowBitLinear):
     storage and compute types are separate). One shuffle in a register looks up all codes of a line."""
 
     name = "table"
-
-    def accepts(self, workload: Workload, target: Target) -> bool:
-        return isinstance(workload, TableLinearWorkload) and super().accepts(workload, target)
+    serves = TableLinearWorkload
 
     def example_weights(self, workload: Any, rng: np.random.Generator) -> dict[str, Any]:
         weights = super().example_weights(workload, rng)
         return weights | {"weight": replace(weights["weight"], table=workload.values)}
+
+
+def _looks_up(workload: LowBitLinearWorkload, target: Target) -> bool:
+    """Can few rows be multiplied by tables of sums?"""
+    plain = type(workload) is LowBitLinearWorkload and workload.activations == "a8" and not target.tiles
+    return plain and representable(workload.layout(target.lanes))
 
 
 LOWBIT, TABLE = LowBitLinear(), TableLinear()

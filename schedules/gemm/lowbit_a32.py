@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from llmc.schedules.formats import TABLES
 from llmc.schedules.gemm.lowbit_kernel import Block, LowBitKernel
+from llmc.schedules.gemm.packing import Piece
 from llmc.tvm_shim import T
 
 _CHAINS = 8  # independent sums that keep both FMA units busy: 2 a cycle, latency 4
@@ -27,15 +29,14 @@ class Float32Kernel(LowBitKernel):
 
     def _packed(self, x: Any, rows: int, blocks: list[Any], ahead: int) -> Block:
         """The first rows times packed blocks, taken apart in registers."""
-        layout, per = self.layout, 4 * self.layout.codes_per_byte
+        layout, per = self.layout, 4 * self.layout.unit_quads
         chains = self._chains(rows, len(blocks))
         acc = [self.zeros(rows, len(blocks)) for _ in range(chains)]
 
-        def line(g: Any, i: Any, count: int) -> None:
-            """The first `count` k of line i of group g."""
+        def unit(g: Any, i: Any, count: int) -> None:
+            """The first `count` k of unit i of group g."""
             for v, block in enumerate(blocks):
-                self.prefetch_line(block, g, i, ahead)
-                packed, scale, shift = self.line(block, g, i), self.scales(block, g), self._shift(block, g)
+                packed, scale, shift = self.unit(block, g, i, ahead), self.scales(block, g), self._shift(block, g)
                 for j in range(count):
                     weight = T.bind(self.simd.fma(self._code(packed, j), scale, shift))
                     for m in range(rows):
@@ -45,13 +46,13 @@ class Float32Kernel(LowBitKernel):
 
         full, left = divmod(layout.K, layout.group)
         if full:
-            with T.serial(0, full) as g, T.serial(0, layout.lines) as i:
-                line(g, i, per)
+            with T.serial(0, full) as g, T.serial(0, layout.units) as i:
+                unit(g, i, per)
         if left // per:
             with T.serial(0, left // per) as i:
-                line(full, i, per)
+                unit(full, i, per)
         if left % per:
-            line(full, left // per, left % per)
+            unit(full, left // per, left % per)
         for chain in acc[1:]:
             for total, row in zip(acc[0], chain, strict=True):
                 for register, part in zip(total, row, strict=True):
@@ -60,11 +61,11 @@ class Float32Kernel(LowBitKernel):
 
     def expand(self, blocks: list[Any]) -> Any:
         """Scratch [padded_K, NV, R] float32."""
-        layout, per = self.layout, 4 * self.layout.codes_per_byte
+        layout, per = self.layout, 4 * self.layout.unit_quads
         scratch = T.alloc_buffer((layout.padded_K, len(blocks), layout.lanes), "float32")
-        with T.serial(0, layout.groups) as g, T.serial(0, layout.lines) as i:
+        with T.serial(0, layout.groups) as g, T.serial(0, layout.units) as i:
             for v, block in enumerate(blocks):
-                packed, scale, shift = self.line(block, g, i), self.scales(block, g), self._shift(block, g)
+                packed, scale, shift = self.unit(block, g, i), self.scales(block, g), self._shift(block, g)
                 for j in range(per):
                     weight = self.simd.fma(self._code(packed, j), scale, shift)
                     T.buffer_store(scratch, weight, [g * layout.group + i * per + j, v, self.simd.span(0)])
@@ -100,12 +101,16 @@ class Float32Kernel(LowBitKernel):
             return self.shifts(block, g)
         return T.bind(self.scales(block, g) * self.simd.f32(-self.workload.zero))
 
-    def _code(self, packed: Any, j: int) -> Any:
-        """The codes of the j-th k of a line, one a row, as float32."""
-        simd, bits = self.simd, self.layout.bits
-        lanes = T.reinterpret(f"int32x{simd.lanes}", packed)
-        shift = j % 4 * 8 + j // 4 * bits  # four neighbours in k are the bytes of a lane
-        code = T.bitwise_and(T.shift_right(lanes, simd.i32(shift)), simd.i32(2**bits - 1))
+    def _code(self, lines: list[Any], j: int) -> Any:
+        """The codes of the j-th k of a unit, one a row, as float32."""
+        simd = self.simd
+
+        def in_place(piece: Piece) -> Any:
+            lanes = T.reinterpret(f"int32x{simd.lanes}", lines[piece.line])
+            shift = j % 4 * 8 + piece.start - piece.at  # four neighbours in k are the bytes of a lane
+            return T.bitwise_and(T.shift_right(lanes, simd.i32(shift)), simd.i32((2**piece.width - 1) << piece.at))
+
+        code = functools.reduce(T.bitwise_or, map(in_place, self.layout.pieces(j // 4)))
         if self.workload.table:
             return simd.look_up_floats(TABLES[self.workload.table], T.bind(code))
         return T.Cast(f"float32x{simd.lanes}", code)

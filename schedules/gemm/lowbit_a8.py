@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from llmc.schedules.base import Config
 from llmc.schedules.formats import STEPS, whole_table
 from llmc.schedules.gemm.activations import Quantized, Quantizer
 from llmc.schedules.gemm.lowbit_kernel import Block, LowBitKernel
+from llmc.schedules.gemm.packing import Piece
 from llmc.targets.base import Target
 from llmc.targets.dot import ByteDot
 from llmc.targets.intrinsics import Reg
@@ -43,23 +45,26 @@ class Int8Kernel(LowBitKernel):
         few = max(1, _SERIAL // self.workload.K)
         with T.If(T.int64(few) >= M):
             with T.Then(), T.serial(0, M) as m:
-                self.quantizer.row(self.x, out, m)
+                self.quantize_row(out, m)
             with T.Else(), T.parallel(0, M) as m:
-                self.quantizer.row(self.x, out, m)
+                self.quantize_row(out, m)
         return out
 
-    def multiply(self, x: Quantized, panel: None, first: Any, rows: int, blocks: list[Any], ahead: int) -> Block:
+    def quantize_row(self, out: Quantized, m: Any) -> None:
+        self.quantizer.row(self.x, out, m)
+
+    def multiply(self, x: Quantized, panel: Any, first: Any, rows: int, blocks: list[Any], ahead: int) -> Block:
         acc = self.zeros(rows, len(blocks))
         if self.layout.groups == 1:
-            self._group(x, first, blocks, 0, acc, ahead)
+            self._group(x, panel, first, blocks, 0, acc, ahead)
         else:
             with T.serial(0, self.layout.groups) as g:
                 for block in blocks:
                     self.prefetch_planes(block, g, ahead)
-                self._group(x, first, blocks, g, acc, ahead)
+                self._group(x, panel, first, blocks, g, acc, ahead)
         return acc
 
-    def _group(self, x: Quantized, first: Any, blocks: list[Any], g: Any, acc: Block, ahead: int) -> None:
+    def _group(self, x: Quantized, panel: Any, first: Any, blocks: list[Any], g: Any, acc: Block, ahead: int) -> None:
         """acc += one group's products."""
         simd = self.simd
         sums = [[simd.reg("int32") for _ in row] for row in acc]
@@ -68,23 +73,25 @@ class Int8Kernel(LowBitKernel):
             for register in row:
                 register.v = start
 
-        def step(line: Any, lines: int) -> None:
-            k = g * self.layout.group + line * (4 * self.layout.codes_per_byte)
+        layout = self.layout
+
+        def step(unit: Any, units: int) -> None:
+            k = g * layout.group + unit * (4 * layout.unit_quads)
             quads = [
                 lambda m, t=t: simd.broadcast_quad(x.q, first + m, k + t * 4)  # type: ignore[misc]
-                for t in range(lines * self.layout.codes_per_byte)
+                for t in range(units * layout.unit_quads)
             ]
-            self.dot.accumulate(sums, self._codes(blocks, g, line, lines, ahead), quads)
+            self.dot.accumulate(sums, self._codes(panel, blocks, g, unit, units, ahead), quads)
 
-        lines = self.KU // self.layout.codes_per_byte
-        whole, left = divmod(self.layout.lines, lines)
+        units = self.KU // layout.unit_quads
+        whole, left = divmod(layout.units, units)
         if whole == 1:
-            step(0, lines)
+            step(0, units)
         elif whole:
             with T.serial(0, whole) as s:
-                step(s * lines, lines)
+                step(s * units, units)
         if left:
-            step(whole * lines, left)
+            step(whole * units, left)
 
         for v, block in enumerate(blocks):
             scale = self.scales(block, g)
@@ -100,32 +107,40 @@ class Int8Kernel(LowBitKernel):
         if zero is not None and x.total is not None:
             total.v = simd.fma(zero, simd.splat(x.total[m, g]), total.v)
 
-    def _codes(self, blocks: list[Any], g: Any, line: Any, lines: int, ahead: int) -> list[Callable[[int], Any]]:
-        """For each quad of k in `lines` lines from `line`: which codes row block v multiplies it with.
+    def _codes(
+        self, panel: Any, blocks: list[Any], g: Any, unit: Any, units: int, ahead: int
+    ) -> list[Callable[[int], Any]]:
+        """For each quad of k in `units` units from `unit`: which codes row block v multiplies it with.
 
-        A line is loaded when its first quad is asked for, and taken apart in registers: expanding a panel once for
-        all rows costs as much traffic from L2 as it saves instructions.
+        A unit's lines are loaded when its first quad is asked for, and taken apart in registers: expanding a panel
+        once for all rows costs as much traffic from L2 as it saves instructions.
         """
-        per = self.layout.codes_per_byte
-        loaded: dict[tuple[int, int], Any] = {}
+        loaded: dict[tuple[int, int], list[Any]] = {}
 
         def code(v: int, i: int, p: int) -> Any:
             if p == 0:
-                self.prefetch_line(blocks[v], g, line + i, ahead)
-                loaded[v, i] = self.line(blocks[v], g, line + i)
+                loaded[v, i] = self.unit(blocks[v], g, unit + i, ahead)
             return self.codes_of(loaded[v, i], p)
 
-        return [lambda v, i=i, p=p: code(v, i, p) for i in range(lines) for p in range(per)]  # type: ignore[misc]
+        return [
+            lambda v, i=i, p=p: code(v, i, p)  # type: ignore[misc]
+            for i in range(units)
+            for p in range(self.layout.unit_quads)
+        ]
 
-    def codes_of(self, line: Any, p: int) -> Any:
-        """The codes that a line keeps in the p-th lowest bits of its bytes."""
-        bits, width = self.layout.bits, 4 * self.simd.lanes
-        shifted = T.shift_right(line, T.broadcast(T.uint8(bits * p), width)) if p else line
-        last = p == self.layout.codes_per_byte - 1
-        codes = shifted if last else T.bitwise_and(shifted, T.broadcast(T.uint8(2**bits - 1), width))
+    def codes_of(self, lines: list[Any], p: int) -> Any:
+        """The codes of the p-th quad of a unit, one a byte."""
+        codes = functools.reduce(T.bitwise_or, (self._in_place(lines[i.line], i) for i in self.layout.pieces(p)))
         if not self.workload.table:
             return codes
         return self.simd.look_up([int(v) + _SIGN for v in whole_table(self.workload.table)], T.bind(codes))
+
+    def _in_place(self, line: Any, piece: Piece) -> Any:
+        width, shift = 4 * self.simd.lanes, piece.start - piece.at
+        shifted = T.shift_right(line, T.broadcast(T.uint8(shift), width)) if shift else line
+        if piece.start + piece.width == 8 and not piece.at:  # nothing else is left
+            return shifted
+        return T.bitwise_and(shifted, T.broadcast(T.uint8((2**piece.width - 1) << piece.at), width))
 
     def scales(self, block: Any, g: Any) -> Any:
         scale = super().scales(block, g)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.schedules import epilogue
 from llmc.schedules.base import Config
+from llmc.schedules.gemm.packing import stored_dtype
 from llmc.targets.base import Target
 from llmc.targets.intrinsics import Reg, Simd
 from llmc.tvm_shim import IRBuilder, T
@@ -95,7 +96,7 @@ class LowBitKernel(ABC):
         """The parameters that hold the packed weight."""
         w, layout = self.workload, self.layout
         self.q = T.arg("q", T.Buffer(layout.q_shape, "uint8"))
-        self.scale = T.arg("scale", T.Buffer(layout.plane_shape, w.scale_dtype))
+        self.scale = T.arg("scale", T.Buffer(layout.plane_shape, stored_dtype(w.scale_dtype)))
         self.zero = None if w.symmetric else T.arg("zero", T.Buffer(layout.plane_shape, w.zero_dtype))
 
     def _stream_all(self, x: Any, rows: int) -> None:
@@ -153,19 +154,22 @@ class LowBitKernel(ABC):
         return block
 
     def scales(self, block: Any, g: Any) -> Any:
-        return T.bind(T.Cast(f"float32x{self.simd.lanes}", self.scale[block, g, self.simd.span(0)]))
+        return T.bind(widened(self.scale[block, g, self.simd.span(0)], self.workload.scale_dtype, self.simd.lanes))
 
     def shifts(self, block: Any, g: Any) -> Any:
         """-zero * scale, where zero points differ between groups."""
         assert self.zero is not None
         return T.bind(T.Cast(f"float32x{self.simd.lanes}", self.zero[block, g, self.simd.span(0)]))
 
-    def line(self, block: Any, g: Any, line: Any) -> Any:
-        return T.bind(self.q[block, g, line, self.simd.span(0, 4 * self.simd.lanes)])
-
-    def prefetch_line(self, block: Any, g: Any, line: Any, ahead: int) -> None:
-        if ahead:
-            self.simd.prefetch(self.q[block, g, line, ahead])
+    def unit(self, block: Any, g: Any, unit: Any, ahead: int = 0) -> list[Any]:
+        """The lines of a unit, each asked for `ahead` bytes before its use."""
+        lines = []
+        for i in range(self.layout.unit_lines):
+            line = unit * self.layout.unit_lines + i
+            if ahead:
+                self.simd.prefetch(self.q[block, g, line, ahead])
+            lines.append(T.bind(self.q[block, g, line, self.simd.span(0, 4 * self.simd.lanes)]))
+        return lines
 
     def prefetch_planes(self, block: Any, g: Any, ahead: int) -> None:
         """Scales and zero points of the group whose codes are `ahead` bytes away."""
@@ -216,3 +220,12 @@ class LowBitKernel(ABC):
     def _range(start: Any, n: int) -> Any:
         """Index of n elements; TVM has no vectors of one."""
         return T.ramp(start, 1, n) if n > 1 else start
+
+
+def widened(scales: Any, dtype: str, lanes: int) -> Any:
+    """`lanes` scales as float32, from how a plane of `dtype` stores them."""
+    vector = f"x{lanes}" if lanes > 1 else ""
+    if dtype != "bfloat16":
+        return T.Cast(f"float32{vector}", scales)
+    sixteen = T.broadcast(T.uint32(16), lanes) if lanes > 1 else T.uint32(16)
+    return T.reinterpret(f"float32{vector}", T.shift_left(T.Cast(f"uint32{vector}", scales), sixteen))

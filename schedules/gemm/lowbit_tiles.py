@@ -40,16 +40,16 @@ class Int8TileKernel(TileRows, Int8Kernel):
 
     def expand(self, blocks: list[Any]) -> Any:
         """Scratch [blocks, groups, steps * depth, 4R] uint8, a code a byte; None where they are stored like that."""
-        layout, per, width = self.layout, self.layout.codes_per_byte, 4 * self.layout.lanes
+        layout, per, width = self.layout, self.layout.unit_quads, 4 * self.layout.lanes
         quads, padded = layout.group // 4, self.steps * self.depth
         if per == 1 and quads == padded:
             return None
         scratch = T.alloc_buffer((len(blocks), layout.groups, padded, width), "uint8")
         for v, block in enumerate(blocks):
-            with T.serial(0, layout.groups) as g, T.serial(0, layout.lines) as line:
-                packed = self.line(block, g, line)
+            with T.serial(0, layout.groups) as g, T.serial(0, layout.units) as i:
+                packed = self.unit(block, g, i)
                 for p in range(per):
-                    T.buffer_store(scratch, self.codes_of(packed, p), [v, g, line * per + p, self.simd.span(0, width)])
+                    T.buffer_store(scratch, self.codes_of(packed, p), [v, g, i * per + p, self.simd.span(0, width)])
             for i in range(quads, padded):  # whatever x has there adds nothing
                 T.buffer_store(scratch, T.broadcast(T.uint8(0), width), [v, 0, i, self.simd.span(0, width)])
         return scratch

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from llmc.targets import detect
 from llmc.targets.detect import machine
 
 FOLDER = Path(__file__).parent
@@ -34,9 +35,15 @@ class Emulator:
 
     def counts(self) -> dict[str, int]:
         """How many of each instruction all threads have executed; those of which there were none are left out."""
-        lib = self._library
-        found = {lib.amx_name(kind).decode(): int(lib.amx_count(kind)) for kind in range(lib.amx_kinds())}
+        found = {name: int(self._library.amx_count(kind)) for kind, name in enumerate(self._names())}
         return {name: count for name, count in found.items() if count}
+
+    def names(self) -> set[str]:
+        """All instructions that it executes; the two kinds of tile loads are one."""
+        return {*self._names(), "tileloaddt1"}
+
+    def _names(self) -> list[str]:
+        return [self._library.amx_name(kind).decode() for kind in range(self._library.amx_kinds())]
 
 
 def c_compiler() -> list[str] | None:
@@ -81,3 +88,22 @@ def emulator() -> Emulator:
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="llmc-amx-")
+
+
+def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this machine has tiles, and so have the Python processes that it starts. Its CPU has a name of its
+    own: whatever is measured stays apart from what real ones take. The caller clears `machine`'s cache when it is over.
+    """
+    build("emulator.c")  # skips where it cannot
+    cpuinfo = folder / "cpuinfo"
+    here = machine()
+    cpuinfo.write_text(f"model name : emulated tiles on {here.cpu}\nflags : {' '.join(here.flags | FLAGS)}\n")
+    (folder / "sitecustomize.py").write_text(
+        "from llmc.runtime import library\n"
+        "from tests import amx_emulator\n"
+        "library.permit_tiles = lambda: None\n"
+        "amx_emulator.enable()\n"
+    )
+    monkeypatch.setattr(detect, "CPUINFO", cpuinfo)
+    monkeypatch.syspath_prepend(str(folder))
+    machine.cache_clear()

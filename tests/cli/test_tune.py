@@ -26,6 +26,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Decoder().plain(tmp_path_factory.mktemp("tune") / "toy.onnx")
 
 
+@pytest.mark.alone
 def test_a_model_is_tuned(llmc: Call, toy: Path, tmp_path: Path) -> None:
     """With real measurements."""
     db = tmp_path / "new" / "tuning.db"

@@ -113,6 +113,27 @@ def test_generate_repeats_with_a_seed(llmc: Call, decoder: Path) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_generate_for_several_prompts(llmc: Call, decoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text("t1 t2 t3\n\nt9\n")
+    line = ("generate", decoder, "t5 t7", "--prompts", tmp_path / "more.txt", "--raw", "--max-new-tokens", 5)
+    code, out, err = llmc(*line)
+    assert code == 0, err
+    expected = {"t5 t7": [5, 7], "t1 t2 t3": [1, 2, 3], "t9": [9]}
+    texts = [f"{i}. {text}\n{' '.join(words(greedy(ids, 5)))}\n" for i, (text, ids) in enumerate(expected.items(), 1)]
+    assert out == "\n".join(texts) + "\n" and "6 tokens" in err and "15 tokens" in err
+    data = json.loads(llmc(*line, "--json")[1])
+    assert [a["prompt"] for a in data["answers"]] == list(expected) and data["new_tokens"] == 15
+    assert data["answers"][2]["text"].split() == words(greedy([9], 5))
+
+
+def test_bench_of_batches_and_contexts(llmc: Call, decoder: Path) -> None:
+    sizes = ("--prefill", "4", "--decode", 3, "--batch", "2,5", "--context", "9")
+    code, out, err = llmc("bench", decoder, *sizes, "--repeat", 1, "--threads", 1, "--json")
+    assert code == 0, err
+    data = json.loads(out)["llmc"]
+    assert set(data["batch"]) == {"2", "5"} and set(data["context"]) == {"9"}
+
+
 def test_inspect(llmc: Call, decoder: Path) -> None:
     code, out, _ = llmc("inspect", decoder)
     assert code == 0

@@ -56,11 +56,11 @@ def test_chunks_and_growth(model: Model, monkeypatch: pytest.MonkeyPatch) -> Non
     ids = tokens(777)
     expected = toys.decoder_reference(ids)
     session = model.session()
-    first = session._capacity
+    first = session.caches.capacity
     close(session.append(ids[0, :650], all=True), expected[:, :650])
     close(session.append(ids[0, 650:]), expected[:, 776])
-    assert session._capacity > first and session._capacity % toys.BLOCK == 0
-    assert all(cache.ctypes.data % 64 == 0 for cache in session._caches)
+    assert session.caches.capacity > first and session.caches.capacity % toys.BLOCK == 0
+    assert all(cache.ctypes.data % 64 == 0 for cache in session.caches.arrays)
 
 
 def test_growth_is_geometric_and_bounded(model: Model) -> None:
@@ -68,7 +68,7 @@ def test_growth_is_geometric_and_bounded(model: Model) -> None:
     capacities = set()
     for _ in range(300):
         session.append(tokens(10)[0])
-        capacities.add(session._capacity)
+        capacities.add(session.caches.capacity)
     assert len(capacities) <= 4
     assert session.length == toys.MAX_LENGTH
     assert max(capacities) == -(-toys.MAX_LENGTH // toys.BLOCK) * toys.BLOCK
@@ -79,9 +79,9 @@ def test_growth_is_geometric_and_bounded(model: Model) -> None:
 def test_reserve_moves_nothing_later(model: Model) -> None:
     session = model.session()
     session.reserve(1500)
-    caches = list(session._caches)
+    caches = list(session.caches.arrays)
     session.append(tokens(1500)[0])
-    assert all(now is before for now, before in zip(session._caches, caches, strict=True))
+    assert all(now is before for now, before in zip(session.caches.arrays, caches, strict=True))
 
 
 def test_truncate_goes_back(model: Model) -> None:
@@ -102,7 +102,7 @@ def test_truncate_goes_back(model: Model) -> None:
 def test_reset_is_a_new_start(model: Model) -> None:
     session = model.session()
     session.append(tokens(70))
-    session._caches[1][:] = np.nan  # as after a run that went wrong
+    session.caches.arrays[1][:] = np.nan  # as after a run that went wrong
     session.reset()
     assert session.length == 0
     ids = tokens(70, seed=1)

@@ -134,9 +134,10 @@ def _append_kernel() -> object:
             position_ids = T.match_buffer(handles[3], (batch, seq), "int64")
             kv_len = T.match_buffer(handles[4], (batch,), "int64")
             with T.serial(0, batch) as b, T.serial(0, KV) as h, T.serial(0, seq) as s, T.serial(0, D) as d:
-                at = kv_len[b] - seq + s
-                T.buffer_store(k, weights[ids[b, s], d], [b, h, at // BLOCK, d, at % BLOCK])
-                T.buffer_store(v, weights[ids[b, s], d] * T.Cast("float32", position_ids[b, s]), [b, h, at, d])
+                at = T.bind(kv_len[b] - seq + s)
+                with T.If(at >= 0), T.Then():
+                    T.buffer_store(k, weights[ids[b, s], d], [b, h, at // BLOCK, d, at % BLOCK])
+                    T.buffer_store(v, weights[ids[b, s], d] * T.Cast("float32", position_ids[b, s]), [b, h, at, d])
     return builder.get()
 
 

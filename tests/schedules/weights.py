@@ -18,7 +18,11 @@ def random_weight(
         zeros = rng.integers(0, top, (N, groups), endpoint=True).astype(np.float32)
     elif zero == "fractional":
         zeros = rng.uniform(0, top, (N, groups)).astype(np.float32)
-    scale = rng.uniform(0.01, 0.1, (N, groups)).astype(dtype).astype(np.float32)
+    scale = rng.uniform(0.01, 0.1, (N, groups)).astype(np.float32)
+    if dtype == "bfloat16":
+        scale.view(np.uint32)[:] &= np.uint32(0xFFFF0000)
+    else:
+        scale = scale.astype(dtype).astype(np.float32)
     if zero == "minimum":
         zeros = (rng.uniform(0, 1, (N, groups)).astype(np.float16) / scale).astype(np.float32)
     codes = rng.integers(0, top, (N, K), np.uint8, endpoint=True)

@@ -21,6 +21,7 @@ from llmc.tvm_shim import tvm
 
 from . import faults
 
+pytestmark = pytest.mark.alone
 CHILD = "llmc.tune.child"
 NONE = {"fault": "none"}
 

@@ -12,6 +12,7 @@ import pytest
 
 from llmc.tune.database import Database
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
 
 

@@ -26,6 +26,7 @@ TASK = dense(1536, 384, bias=True, activation="gelu")
 KERNELS = [
     TASK.kernel,
     Kernel(ATTENTION, AttentionWorkload(12, 12, 32, 32**-0.5, causal=False, key_bias=True, softcap=50.0)),
+    Kernel(ATTENTION, AttentionWorkload(9, 3, 64, 0.125, window=1020, sinks=4, alibi=True)),
     Kernel(KV_APPEND, KVAppendWorkload(9, 3, 64, in_place=True)),
     Kernel(EMBEDDING_DENSE, EmbeddingDenseWorkload(49152, 576, panel=48)),
     Kernel(LOWBIT_EMBEDDING, LowBitEmbeddingWorkload(49152, 576, 8, 32, False, zero_dtype="float16")),

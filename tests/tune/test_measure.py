@@ -31,6 +31,7 @@ from llmc.tune.task import Point, Task
 
 from . import faults
 
+pytestmark = pytest.mark.alone
 WORKER = "llmc.tune.worker"
 ATTEND = {"B": 2, "S": 1, "CB": 2, "C": 100, "T": 100}
 TASKS = {

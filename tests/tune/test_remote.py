@@ -34,6 +34,7 @@ from llmc.tvm_shim import TvmTarget, tvm
 
 from . import faults
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
 KEY, CHILD = "boards", "llmc.tune.child"
 PREFIX = "import tests.tune.faults, llmc.tune.worker as worker; worker.die_with_parent()"  # of what serves the device

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import time
 
+import pytest
+
 from llmc.errors import KernelError
 from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.workloads import KVAppendWorkload
@@ -57,6 +59,7 @@ def test_trials_are_bounded_and_go_to_the_longer_task():
     assert counts[1] > counts[0] >= 8
 
 
+@pytest.mark.alone
 def test_time_budget():
     class Slow(Machine):
         def measure(self, task, configs, *, careful=False):

@@ -20,6 +20,8 @@ TABLES = [  # V, E, bits, group size, zero points, scales
     (33, 37, 4, 16, "fractional", "float32"),
     (17, 103, 8, 103, "whole", "float16"),
     (1, 3, 2, 16, 1.0, "float32"),
+    (34, 70, 3, 32, 4.0, "bfloat16"),
+    (18, 41, 1, 41, "fractional", "float32"),
 ]
 
 
@@ -57,7 +59,7 @@ def test_planes_are_those_of_the_linear() -> None:
 
 
 def test_refuses_formats_without_a_layout() -> None:
-    workload = LowBitEmbeddingWorkload(64, 64, 3, 32, zero=4.0)
+    workload = LowBitEmbeddingWorkload(64, 64, 5, 32, zero=16.0)
     assert not LOWBIT_EMBEDDING.accepts(workload, AVX512)
     with pytest.raises(KernelError, match="outside what the low-bit embedding reads"):
         LOWBIT_EMBEDDING.build(workload, AVX512, {})

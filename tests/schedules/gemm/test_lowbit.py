@@ -22,6 +22,7 @@ from tests.schedules.weights import random_weight
 TOLERANCE = 1e-5
 SMALL = {"MR": 3, "NV": 2, "KU": 4, "blocks": 2, "skinny": 2, "ahead_one": 2048, "ahead_many": 0, "task_rows": 48}
 NARROW = SMALL | {"NV": 1, "KU": 8, "blocks": 1, "ahead_one": 0, "ahead_many": 2048}
+WIDE_KU = SMALL | {"KU": 16}
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 31, 149)  # around MR, 2 MR and `skinny`; primes; two spans of task_rows
 
 Case = tuple[LowBitLinearWorkload, float | str, Config | None]
@@ -52,6 +53,10 @@ def formats(target: Target) -> list[Case]:
         case(67, 161, 8, 32, "fractional", NARROW),
         case(29, 576, 8, 576, 128.0, None),
         case(31, 103, 8, 103, "whole"),
+        case(R + 1, 95, 3, 32, 4.0, NARROW, scale_dtype="bfloat16"),
+        case(61, 300, 3, 64, "fractional", WIDE_KU),
+        case(37, 70, 3, 70, 4.0, None),
+        case(R + 2, 97, 1, 32, "fractional", NARROW),
         case(131, 96, 8, 48, 0.0, None, scale_dtype="float16"),
         case(35, 64, 4, 32, 8.0, scale_dtype="float16"),
         case(R + 5, 161, 4, 32, "minimum", scale_dtype="float16", zero_dtype="float16"),
@@ -65,6 +70,7 @@ def float32_formats(target: Target) -> list[Case]:
         case(45, 97, 4, 32, "fractional", activations="a32"),
         case(33, 63, 8, 64, 128.0, activations="a32", scale_dtype="float16"),
         case(70, 131, 8, 32, "fractional", None, activations="a32", activation="silu_mul", bias=True),
+        case(34, 107, 3, 32, 4.0, activations="a32", activation="silu_mul", scale_dtype="bfloat16"),
         case(39, 95, 4, 32, "minimum", activations="a32", zero_dtype="float16"),
     ]
 
@@ -163,7 +169,7 @@ SHAPES = ((960, 576), (576, 1536), (49152, 576), (4096, 4096), (11008, 4096), (1
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
 def test_default_is_in_the_space(target: Target) -> None:
-    for (N, K), bits, group in ((s, b, g) for s in SHAPES for b in (2, 4, 8) for g in (32, 128, 1 << 20)):
+    for (N, K), bits, group in ((s, b, g) for s in SHAPES for b in (1, 2, 3, 4, 8) for g in (32, 128, 1 << 20)):
         for activations, activation in (("a8", "none"), ("a32", "none"), ("a8", "silu_mul"), ("a32", "silu_mul")):
             if activation == "silu_mul" and N % 2:
                 continue
@@ -175,7 +181,7 @@ def test_accepts_only_what_is_exact() -> None:
     good = LowBitLinearWorkload(64, 64, 4, 32, zero=8.0)
     assert LOWBIT.accepts(good, AVX2) and LOWBIT.accepts(good, AVX512)
     for bad in (
-        replace(good, bits=3),
+        replace(good, bits=5),
         replace(good, group_size=24),
         replace(good, zero=7.5),
         replace(good, bits=8, K=1 << 17, group_size=1 << 17),  # int32 sums could overflow
@@ -201,6 +207,11 @@ def test_workload_of_a_weight() -> None:
     for zero in (7.5, "fractional"):
         w = LowBitLinearWorkload.of(random_weight(rng, 8, 64, 4, 32, zero))
         assert (w.symmetric, w.zero, w.scale_dtype) == (False, 0.0, "float32")
+    small = random_weight(rng, 8, 64, 3, 32, 4.0, "bfloat16")
+    halves = LowBitLinearWorkload.of(replace(small, scale=small.scale * np.float32(2.0**-30)))  # beyond float16's range
+    wide = replace(halves, scale_dtype="float32")
+    assert halves.scale_dtype == "bfloat16"
+    assert LOWBIT.work(wide, {"M": 1}).bytes - LOWBIT.work(halves, {"M": 1}).bytes == 2 * 8 * 2
 
 
 def test_work_counts_the_stored_bytes() -> None:

@@ -34,6 +34,7 @@ CASES: list[Case] = [
     case(37, 290, 4, 290, "fractional", NARROW),  # of 74 quads
     case(41, 67, 2, 16, 1.0, WIDE),
     case(33, 90, 2, 90, "whole", NARROW),
+    case(33, 90, 3, 32, 4.0, WIDE | {"KU": 8}),
     case(19, 40, 8, 32, 128.0, WIDE),
     case(67, 161, 8, 32, "fractional", NARROW),
     case(29, 192, 8, 192, 128.0, WIDE),  # whole tiles of one group: read where the weight is stored

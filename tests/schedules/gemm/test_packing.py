@@ -28,8 +28,10 @@ from tests.schedules.weights import random_weight
 def layouts(draw: st.DrawFn) -> LowBitLayout:
     halves = draw(st.sampled_from([1, 2]))
     N = halves * draw(st.integers(1, 70))
-    K, group_size = draw(st.integers(1, 200)), draw(st.sampled_from([16, 32, 64, 128, 1000]))
-    return LowBitLayout(N, K, draw(st.sampled_from([2, 4, 8])), group_size, draw(st.sampled_from([8, 16])), halves)
+    bits = draw(st.sampled_from([1, 2, 3, 4, 8]))
+    shortest = [16] if bits in (2, 4, 8) else []
+    K, group_size = draw(st.integers(1, 200)), draw(st.sampled_from([*shortest, 32, 64, 128, 1000]))
+    return LowBitLayout(N, K, bits, group_size, draw(st.sampled_from([8, 16])), halves)
 
 
 @settings(max_examples=80, deadline=None)
@@ -57,8 +59,14 @@ def test_each_code_lies_where_the_layout_says(layout: LowBitLayout, seed: int, d
     half, row = divmod(n, layout.N // layout.halves)
     block = row // layout.lanes * layout.halves + half
     g, quad = k // layout.group, k % layout.group // 4
-    byte = q[block, g, quad // layout.codes_per_byte, row % layout.lanes * 4 + k % 4]
-    assert byte >> layout.bits * (quad % layout.codes_per_byte) & 2**layout.bits - 1 == codes[n, k]
+    unit, p = divmod(quad, layout.unit_quads)
+    lines = q[block, g, unit * layout.unit_lines :, row % layout.lanes * 4 + k % 4]
+    if layout.bits == 3:  # two codes in each of three bytes, and two more in the bits that are left
+        A, B, C = (int(line) for line in lines[:3])
+        unpacked = [A >> 2, A >> 5, B >> 2, B >> 5, C, C >> 3, A % 4 + C // 64 % 2 * 4, B % 4 + C // 128 * 4]
+        assert unpacked[p] % 8 == codes[n, k]
+    else:
+        assert lines[0] >> layout.bits * p & 2**layout.bits - 1 == codes[n, k]
 
 
 def test_padding_is_zero() -> None:
@@ -85,10 +93,12 @@ def test_half_scales_only_where_exact() -> None:
     assert smallest_scale_dtype(exact) == "float16"
     assert smallest_scale_dtype(exact + np.float32(1e-5)) == "float32"
     assert smallest_scale_dtype(np.array([[1e9]], np.float32)) == "float32"
+    assert smallest_scale_dtype(np.array([[2.0**40, 1.5 * 2.0**-40]], np.float32)) == "bfloat16"
     layout = LowBitLayout(1, 64, 4, 32, 16)
     assert pack_plane(layout, exact, "float16").dtype == np.float16
-    with pytest.raises(KernelError, match="not exactly representable"):
-        pack_plane(layout, exact + np.float32(1e-5), "float16")
+    for dtype in ("float16", "bfloat16"):
+        with pytest.raises(KernelError, match=f"not exactly representable as {dtype}"):
+            pack_plane(layout, exact + np.float32(1e-5), dtype)
 
 
 def test_half_zeros_only_within_the_rounding_of_their_product() -> None:
@@ -103,7 +113,8 @@ def test_half_zeros_only_within_the_rounding_of_their_product() -> None:
 
 
 def test_refuses_what_it_cannot_hold() -> None:
-    assert not LowBitLayout(16, 64, 3, 32, 16).representable()
+    assert not LowBitLayout(16, 64, 5, 32, 16).representable()
+    assert not LowBitLayout(16, 64, 3, 48, 16).representable()
     assert not LowBitLayout(16, 64, 4, 20, 16).representable()
     assert not LowBitLayout(15, 64, 4, 32, 16, halves=2).representable()
     with pytest.raises(KernelError, match="do not fit"):

@@ -1,0 +1,1 @@
+"""Device code for NVIDIA GPUs: lowered, compiled and described without a GPU or its driver (docs/cuda.md)."""

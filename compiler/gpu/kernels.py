@@ -1,0 +1,64 @@
+"""From a device function to what the artifact keeps of it: its source, its binary, and what is known of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmc.errors import KernelError
+from llmc.gpu.binary import Resources, resources
+from llmc.gpu.fatbin import fatbin
+from llmc.gpu.image import module_bytes
+from llmc.gpu.launch import Launch
+from llmc.gpu.toolchain import Toolchain, find_toolchain
+from llmc.targets.cuda import CudaTarget, arch_number
+from llmc.tvm_shim import PrimFunc, TvmTarget, cuda_source
+
+
+@dataclass(frozen=True)
+class DeviceKernel:
+    """One kernel: CUDA C, how it is launched, what it takes, and `module`, the bytes that TVM's runtime loads."""
+
+    name: str
+    source: str
+    launch: Launch
+    resources: Resources
+    module: bytes
+
+
+def compile_kernels(kernels: Mapping[str, tuple[PrimFunc, Launch]], target: CudaTarget) -> list[DeviceKernel]:
+    """Device functions as machine code for `target` and PTX for later architectures.
+
+    Each is a source of its own: what was compiled before, in any model, comes from the cache. Raises OptionError where
+    NVIDIA's tools are not installed, KernelError where they refuse a kernel or it cannot be launched.
+    """
+    tools = find_toolchain()
+    return [_compile(name, *kernel, target, tools) for name, kernel in kernels.items()]
+
+
+def _compile(name: str, func: PrimFunc, launch: Launch, target: CudaTarget, tools: Toolchain) -> DeviceKernel:
+    source = cuda_source(name, func, TvmTarget(target.tvm()))
+    binary = tools.compile(source, target.mcpu)
+    if not binary.cubin.startswith(b"\x7fELF"):
+        raise KernelError("the CUDA compiler made no machine code", where=f"{name} for {target.mcpu}")
+    found = resources(binary)
+    _demand_launchable(name, launch, found, target)
+    code = fatbin(arch_number(target), binary.cubin, binary.ptx)
+    return DeviceKernel(name, source, launch, found, module_bytes(name, launch, code))
+
+
+def _demand_launchable(name: str, launch: Launch, found: Resources, target: CudaTarget) -> None:
+    """Raises KernelError for what the driver would refuse."""
+    threads, dynamic = launch.threads or 1, int(launch.shared) if launch.shared.isdecimal() else 0
+    wrong = [
+        f"{what} {has}, of which there are {most}"
+        for what, has, most in (
+            ("threads of a block:", threads, target.block_threads),
+            ("registers of a block:", threads * found.registers, target.registers),
+            ("bytes of shared memory:", dynamic + found.shared_bytes, target.block_shared_bytes),
+        )
+        if has > most
+    ]
+    if wrong:
+        hint = "this is a fault of its template, or of its configuration"
+        raise KernelError(f"cannot be launched: {'; '.join(wrong)}", where=f"{name} for {target.name}", hint=hint)

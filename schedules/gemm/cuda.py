@@ -1,0 +1,231 @@
+"""Linear layers on GPUs, y = act(x W^T + bias) + residual, in float32 arithmetic: tiles in shared memory.
+
+The plain form of the family: it serves every weight. Codes become float32 on their way into shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from llmc.schedules import epilogue
+from llmc.schedules.base import Arrays, Config, Kernel, Space, Workload
+from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.gemm.cuda_codes import Codes
+from llmc.schedules.gemm.dense import DenseLinear, DenseLinearWorkload
+from llmc.schedules.gemm.lowbit import TABLE, LowBitLinear, LowBitLinearWorkload, TableLinearWorkload
+from llmc.targets.base import Target
+from llmc.targets.threads import Cell, Scalar, barrier, launch, shared
+from llmc.tvm_shim import IRBuilder, T
+
+_SIDE = 16  # threads along either side of a tile
+_THREADS = _SIDE * _SIDE
+
+Weight = Callable[[Any, Any], Any]  # the float32 at a row and a column
+
+
+class CudaLinear(DenseLinear):
+    """Template "dense_cuda". Weights in: weight, [N, K] float32 or a `QuantizedWeight` that becomes float32; bias [N].
+    Packed: the same, as rows.
+
+    Knobs: a block makes BM rows by BN columns of the product, BK deep at a time.
+    """
+
+    name = "dense_cuda"
+
+    def accepts(self, workload: Workload, target: Target) -> bool:
+        return isinstance(workload, DenseLinearWorkload) and workload.dtype == "float32" and target.kind == "cuda"
+
+    def space(self, workload: DenseLinearWorkload, target: Target) -> Space:
+        return _SPACE
+
+    def default(self, workload: DenseLinearWorkload, target: Target) -> dict[str, int | str]:
+        return dict(_DEFAULT)
+
+    def prepack(
+        self, weights: Mapping[str, Any], workload: DenseLinearWorkload, config: Config, target: Target
+    ) -> Arrays:
+        weight = weights["weight"]
+        rows = weight.dequantize() if isinstance(weight, QuantizedWeight) else np.ascontiguousarray(weight)
+        return {"weight": rows, **_bias(weights, workload)}
+
+    def layout(self, workload: DenseLinearWorkload, config: Config, target: Target) -> str:
+        return "rows"
+
+    def build(self, workload: DenseLinearWorkload, target: Target, config: Config) -> Any:
+        def weight() -> Weight:
+            rows = T.arg("weight", T.Buffer((workload.N, workload.K), "float32"))
+            return lambda n, k: rows[n, k]
+
+        return _Tiled(workload, target, config).build("dense", weight)
+
+
+class CudaLowBitLinear(LowBitLinear):
+    """Template "lowbit_cuda": weights as `cuda_codes` packs them, activations in float32. Knobs as `CudaLinear`'s."""
+
+    name = "lowbit_cuda"
+
+    def accepts(self, workload: Workload, target: Target) -> bool:
+        known = isinstance(workload, self.serves) and type(workload) is self.serves
+        return known and workload.activations == "a32" and target.kind == "cuda"
+
+    def space(self, workload: LowBitLinearWorkload, target: Target) -> Space:
+        return _SPACE
+
+    def default(self, workload: LowBitLinearWorkload, target: Target) -> dict[str, int | str]:
+        return dict(_DEFAULT)
+
+    def prepack(
+        self, weights: Mapping[str, Any], workload: LowBitLinearWorkload, config: Config, target: Target
+    ) -> Arrays:
+        return {**_codes(workload).pack(weights["weight"]), **_bias(weights, workload)}
+
+    def layout(self, workload: LowBitLinearWorkload, config: Config, target: Target) -> str:
+        return _codes(workload).label
+
+    def build(self, workload: LowBitLinearWorkload, target: Target, config: Config) -> Any:
+        codes = _codes(workload)
+
+        def weight() -> Weight:
+            codes.declare()
+            return codes.value
+
+        return _Tiled(workload, target, config).build(workload.kernel_name, weight)
+
+
+class CudaTableLinear(CudaLowBitLinear):
+    """Template "table_cuda": `CudaLowBitLinear` for codes that stand for the values of a table."""
+
+    name = "table_cuda"
+    serves = TableLinearWorkload
+
+    def example_weights(self, workload: Any, rng: np.random.Generator) -> dict[str, Any]:
+        return TABLE.example_weights(workload, rng)
+
+
+_SPACE = Space({"BM": (16, 32, 64, 128), "BN": (32, 64, 128), "BK": (8, 16, 32)})
+_DEFAULT: dict[str, int | str] = {"BM": 64, "BN": 64, "BK": 16}
+
+
+def _codes(w: LowBitLinearWorkload) -> Codes:
+    return Codes(w.N, w.K, w.bits, w.group_size, w.scale_dtype, w.symmetric, w.zero, w.table)
+
+
+def _bias(weights: Mapping[str, Any], workload: Any) -> Arrays:
+    return {"bias": np.asarray(weights["bias"], np.float32).reshape(-1)} if workload.bias else {}
+
+
+class _Tiled:
+    """One kernel under construction. A thread makes BM/16 rows by BN/16 columns, 16 apart, of its block's tile.
+
+    With gate and up (`halves` = 2) the tile's right half are the rows of the weight that go with its left half's.
+    """
+
+    def __init__(self, workload: Any, target: Target, config: Config) -> None:
+        self.w, self.scalar = workload, Scalar(target)
+        self.BM, self.BN, self.BK = (int(config[k]) for k in ("BM", "BN", "BK"))
+        self.width = self.BN // workload.halves  # columns of y that a block makes
+
+    def build(self, name: str, declare: Callable[[], Weight]) -> Any:
+        w = self.w
+        with IRBuilder() as ib, T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            inputs = {arg.name: T.arg(arg.name, T.handle()) for arg in w.inputs()}
+            self.weight = declare()
+            self.bias = T.arg("bias", T.Buffer((w.N,), "float32")) if w.bias else None
+            y = T.arg("y", T.handle())
+            self.M = T.int64()
+            self.x = T.match_buffer(inputs["x"], (self.M, w.K), "float32")
+            self.residual = T.match_buffer(inputs["residual"], (self.M, w.columns), "float32") if w.residual else None
+            self.y = T.match_buffer(y, (self.M, w.columns), "float32")
+            tiles = T.floordiv(self.M + (self.BM - 1), T.int64(self.BM))
+            with launch(_THREADS, -(-w.columns // self.width), tiles) as (thread, column_tile, row_tile):
+                self._tile(thread, row_tile * self.BM, column_tile * self.width)
+        return ib.get()
+
+    def _tile(self, thread: Any, first_row: Any, first_column: Any) -> None:
+        K, BM, BN, BK = self.w.K, self.BM, self.BN, self.BK
+        # A column more than needed: threads that write one k of many rows meet different banks.
+        a, b = shared((BK, BM + 1)), shared((BK, BN + 1))
+        rows, columns = ([T.bind(start + _SIDE * i) for i in range(size // _SIDE)] for start, size in self._places(thread))
+        sums = [[Cell(T.float32(0)) for _ in columns] for _ in rows]
+        with T.serial(0, -(-K // BK)) as step:
+            k0 = T.Cast("int64", step) * BK
+            self._fill(a, BM, thread, lambda r, k: self._x(first_row + r, k0 + k))
+            self._fill(b, BN, thread, lambda c, k: self._w(self._row_of(first_column, c), k0 + k))
+            barrier()
+            with T.serial(0, BK) as k:
+                left, right = [Cell(a[k, r]) for r in rows], [Cell(b[k, c]) for c in columns]
+                for i, row in enumerate(sums):
+                    for j, cell in enumerate(row):
+                        cell.v = cell.v + left[i].v * right[j].v
+            barrier()
+        self._finish(sums, [T.bind(first_row + r) for r in rows], [first_column + c for c in columns])
+
+    def _places(self, thread: Any) -> tuple[tuple[Any, int], tuple[Any, int]]:
+        """Where a thread's rows and columns begin in the tile, and the tile's sizes."""
+        return (T.floordiv(thread, T.int64(_SIDE)), self.BM), (T.floormod(thread, T.int64(_SIDE)), self.BN)
+
+    def _fill(self, tile: Any, size: int, thread: Any, value: Callable[[Any, Any], Any]) -> None:
+        """tile[k, i] := value(i, k), neighbouring threads taking neighbouring k."""
+        BK = self.BK
+        for start in range(0, size * BK, _THREADS):
+            at = T.bind(thread + start)
+            i, k = T.bind(T.floordiv(at, T.int64(BK))), T.bind(T.floormod(at, T.int64(BK)))
+            if start + _THREADS <= size * BK:
+                T.buffer_store(tile, value(i, k), [k, i])
+            else:
+                with T.If(at < size * BK), T.Then():
+                    T.buffer_store(tile, value(i, k), [k, i])
+
+    def _x(self, m: Any, k: Any) -> Any:
+        return T.if_then_else(T.And(m < self.M, k < self.w.K), self.x[m, k], T.float32(0))
+
+    def _w(self, n: Any, k: Any) -> Any:
+        return T.if_then_else(T.And(n < self.w.N, k < self.w.K), self.weight(n, k), T.float32(0))
+
+    def _row_of(self, first_column: Any, c: Any) -> Any:
+        """The weight's row for column c of the tile; beyond the last one where there is none."""
+        w = self.w
+        if w.halves == 1:
+            return first_column + c
+        column = T.bind(first_column + T.floormod(c, T.int64(self.width)))
+        up = T.floordiv(c, T.int64(self.width)) * w.columns
+        return T.Select(column < w.columns, column + up, T.int64(w.N))
+
+    def _finish(self, sums: list[list[Cell]], rows: list[Any], columns: list[Any]) -> None:
+        """Bias, activation, residual, store."""
+        w, made = self.w, len(columns) // self.w.halves
+        for m, row in zip(rows, sums, strict=True):
+            for j in range(made):
+                column = columns[j]
+                with T.If(T.And(m < self.M, column < w.columns)), T.Then():
+                    values = [self._biased(row[j + h * made].v, column + h * w.columns) for h in range(w.halves)]
+                    if w.activation == "silu_mul":
+                        value = epilogue.silu_mul(self.scalar, *values)
+                    else:
+                        value = epilogue.apply(self.scalar, w.activation, values[0])
+                    if self.residual is not None:
+                        value = value + self.residual[m, column]
+                    T.buffer_store(self.y, value, [m, column])
+
+    def _biased(self, value: Any, n: Any) -> Any:
+        return Cell(value if self.bias is None else value + self.bias[n]).v
+
+
+CUDA_LINEAR, CUDA_LOWBIT, CUDA_TABLE = CudaLinear(), CudaLowBitLinear(), CudaTableLinear()
+
+
+def linear(weight: np.ndarray | QuantizedWeight, bias: bool, activation: str, residual: bool) -> Kernel:
+    """The kernel that multiplies with `weight` [N, K]: with its codes, unless some of its columns have none."""
+    same: dict[str, Any] = {"bias": bias, "activation": activation, "residual": residual}
+    if isinstance(weight, np.ndarray):
+        return Kernel(CUDA_LINEAR, DenseLinearWorkload(*weight.shape, **same))
+    if weight.outliers:
+        return Kernel(CUDA_LINEAR, DenseLinearWorkload(weight.N, weight.K, **same))
+    if weight.table:
+        return Kernel(CUDA_TABLE, TableLinearWorkload.of(weight, activations="a32", **same))
+    return Kernel(CUDA_LOWBIT, LowBitLinearWorkload.of(weight, activations="a32", **same))
