@@ -36,6 +36,10 @@ REPORT = ["matplotlib>=3.8"]
 # What TVM's RPC needs beside itself; `cluster` spreads builds over the machines of a dask cluster.
 REMOTE = ["tornado>=6.4", "psutil>=5.9", "cloudpickle>=3.0"]
 CLUSTER = ["distributed>=2024.5"]
+# NVIDIA's runtime compiler, the headers that it includes, and the disassembler: versions that go together. `runtime` is
+# also what TVM's CUDA runtime needs on the machine with the GPU.
+CUDA_VERSION = "13.5.*"
+CUDA = [f"nvidia-cuda-{part}=={CUDA_VERSION}" for part in ("nvrtc", "runtime", "crt", "nvdisasm")]
 FUZZ = ["atheris>=3.0"]
 TEST = [
     *COMPILE,
@@ -73,6 +77,7 @@ setup(
         "report": REPORT,
         "remote": REMOTE,
         "cluster": CLUSTER,
+        "cuda": CUDA,
         "fuzz": [*TEST, *FUZZ],
         "test": TEST,
         "dev": DEV,

@@ -89,8 +89,12 @@ TARGETS = {t.name: t for t in (SM80, SM90)}
 
 def newest(capability: tuple[int, int] | None) -> CudaTarget:
     """The last target that a GPU of this compute capability runs; the first one without a GPU, or for an older one."""
-    runnable = [t for t in TARGETS.values() if capability is not None and arch_number(t) <= 10 * capability[0] + capability[1]]
-    return runnable[-1] if runnable else SM80
+    return next((t for t in reversed(TARGETS.values()) if runs(t, capability)), SM80)
+
+
+def runs(target: CudaTarget, capability: tuple[int, int] | None) -> bool:
+    """Does a GPU of this compute capability run code for `target`? None: there is no GPU."""
+    return capability is not None and arch_number(target) <= 10 * capability[0] + capability[1]
 
 
 def arch_number(target: Target) -> int:

@@ -21,6 +21,17 @@ AVX2 = Target(
     description="AVX2 and FMA: Intel since Haswell, AMD since Zen",
 )
 
+AVX_VNNI = dataclasses.replace(
+    AVX2,
+    name="x86-avxvnni",
+    mattr=("+avxvnni",),
+    dot="vnni",
+    requires=(*AVX2.requires, "avx_vnni"),
+    l1_bytes=48 << 10,
+    l2_bytes=1280 << 10,
+    description="AVX2 with VNNI: Intel's laptops and desktops since Alder Lake, AMD since Zen 5",
+)
+
 AVX512 = Target(
     name="x86-avx512",
     kind="llvm",
@@ -47,4 +58,4 @@ AMX = dataclasses.replace(
     tiles=True,
 )
 
-TARGETS = {t.name: t for t in (AVX2, AVX512, AMX)}
+TARGETS = {t.name: t for t in (AVX2, AVX_VNNI, AVX512, AMX)}

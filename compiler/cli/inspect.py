@@ -13,12 +13,16 @@ from llmc.cli.common import JsonFlag, human_bytes, one_line, print_json, print_p
 
 if TYPE_CHECKING:
     from llmc.package.manifest import ArraySpec, DecoderSpec, Manifest
+    from llmc.package.reader import Artifact
 
 _LENGTH = 8192  # tokens at which the cache of a model without a limit is stated
 
 
 def command(
     artifact: Annotated[Path, typer.Argument(help="The .llmc file.")],
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="What the compiler says of each kernel for a GPU, instead.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Verify an artifact and show what it holds.
@@ -31,7 +35,11 @@ def command(
     """
     from llmc.package.reader import open_artifact
 
-    manifest = open_artifact(artifact).manifest
+    opened = open_artifact(artifact)
+    manifest = opened.manifest
+    if kernels:
+        _show_kernels(opened, json)
+        return
     if json:
         print_json(json_.loads(manifest.to_json()))
         return
@@ -43,12 +51,30 @@ def command(
         for a in _without_caches(arrays)
     ]
     print_table(("function", "", "name", "dtype", "shape"), rows)
-    kernels = [
+    rows_ = [
         (k.template, k.calls, one_line(k.workload), one_line(k.config), one_line(k.provenance))
         for k in sorted(manifest.kernels, key=lambda k: (k.template, k.name))
     ]
-    print_table(("kernel", "calls", "workload", "config", "found by"), kernels)
+    print_table(("kernel", "calls", "workload", "config", "found by"), rows_)
     print_table(("entry", "bytes"), [(name, entry.size) for name, entry in manifest.entries.items()])
+
+
+def _show_kernels(artifact: Artifact, json: bool) -> None:
+    """The kernels of an artifact for a GPU. Raises ArtifactError where it is none."""
+    from llmc.package.device import KERNEL_FACTS, device_kernels
+
+    facts = device_kernels(artifact)
+    if json:
+        print_json([{"name": name, **{key: known[key] for key in KERNEL_FACTS}} for name, known in facts.items()])
+        return
+    target = artifact.manifest.target
+    print_pairs({"compiled for": f"{target.mcpu} ({target.name})", "run": "not by llmc's authors, on any GPU"}, stdout())
+    rows = [(name, *(_cell(known[key]) for key in KERNEL_FACTS)) for name, known in facts.items()]
+    print_table(("kernel", *(key.replace("_", " ") for key in KERNEL_FACTS)), rows)
+
+
+def _cell(value: object) -> object:
+    return "" if value is None else round(value, 2) if isinstance(value, float) else value
 
 
 def _facts(manifest: Manifest, path: Path) -> dict[str, object]:
@@ -57,7 +83,8 @@ def _facts(manifest: Manifest, path: Path) -> dict[str, object]:
     return {
         "artifact": f"{path}, {human_bytes(path.stat().st_size)}, verified",
         "made by": f"llmc {manifest.llmc}, TVM {manifest.tvm}, tvm-ffi {manifest.tvm_ffi}",
-        "target": f"{manifest.target.name} ({manifest.target.mcpu}), needs {' '.join(manifest.target.requires)}",
+        "target": f"{manifest.target.name} ({manifest.target.mcpu}), needs "
+        f"{' '.join(manifest.target.requires) or 'an NVIDIA GPU'}",
         "model": f"decoder, {decoder.n_layers} layers, vocabulary {decoder.vocab_size}"
         if decoder
         else "plain function",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
+
 from llmc.cli.common import JsonFlag, print_json, print_pairs, print_table, stdout
 
 
@@ -13,7 +17,8 @@ def command(json: JsonFlag = False) -> None:
       llmc targets
     """
     from llmc.errors import OptionError
-    from llmc.targets.detect import machine, native
+    from llmc.targets import cuda
+    from llmc.targets.detect import compute_capability, machine, native
     from llmc.targets.x86 import TARGETS
 
     here = machine()
@@ -36,6 +41,17 @@ def command(json: JsonFlag = False) -> None:
                         "missing": here.missing(t),
                     }
                     for t in TARGETS.values()
+                }
+                | {
+                    t.name: {
+                        "description": t.description,
+                        "mcpu": t.mcpu,
+                        "requires": ["an NVIDIA GPU"],
+                        "runs_here": cuda.runs(t, compute_capability()),
+                        "missing": [] if cuda.runs(t, compute_capability()) else ["an NVIDIA GPU"],
+                        "verified": _GPU_CLAIMS,
+                    }
+                    for t in cuda.TARGETS.values()
                 },
             }
         )
@@ -51,7 +67,19 @@ def command(json: JsonFlag = False) -> None:
     rows = []
     for t in TARGETS.values():
         rows.append((t.name, t.description, _ability(here.missing(t))))
+    for gpu in cuda.TARGETS.values():
+        rows.append((gpu.name, gpu.description, _gpu_ability(cuda.runs(gpu, compute_capability()))))
     print_table(("target", "machines", "here"), rows)
+
+
+_GPU_CLAIMS = "compiled by NVIDIA's compiler; not run by llmc's authors on any GPU"
+
+
+def _gpu_ability(runs: bool) -> str:
+    """What this machine can do with a target for GPUs."""
+    compiler = any((Path(folder) / "nvidia").is_dir() for folder in sys.path) or shutil.which("nvcc")
+    compiles = "compiles" if compiler else "nothing yet: pip install 'llmc[cuda]' to compile"
+    return f"{compiles}{', runs' if runs else '; no GPU here to run on'}; {_GPU_CLAIMS}"
 
 
 def _ability(missing: list[str]) -> str:

@@ -54,7 +54,17 @@ def attention(
     """Add the node. `k` and `v` are None where `q` names packed [B, S, (H+2KV)*D]; `total` is past + new keys."""
     B, S = edit.types[q.name].shape[:2]
     kv_len = lengths(edit, B, total)
-    names = (q.name, k.name if k else "", v.name if v else "", *past, q.cos, q.sin, kv_len, mask.key_bias, mask.bias)
+    names: tuple[str, ...] = (
+        q.name,
+        k.name if k else "",
+        v.name if v else "",
+        *past,
+        q.cos,
+        q.sin,
+        kv_len,
+        mask.key_bias,
+        mask.bias,
+    )
     if mask.slopes or mask.prefix or mask.documents:
         names += (*[""] * (MASK_INPUTS.start - len(names)), mask.slopes, mask.prefix, mask.documents)
     attrs: dict[str, Any] = {

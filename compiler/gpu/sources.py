@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from llmc.errors import ArtifactError
 from llmc.gpu.launch import Argument, Launch
 from llmc.gpu.passes import lower
-from llmc.package.layout import DEVICE, DEVICE_KERNELS
+from llmc.package.device import device_kernels
+from llmc.package.layout import DEVICE
 from llmc.package.reader import open_artifact
 from llmc.targets.cuda import CudaTarget
 from llmc.tir_pipeline import mark_kernel
@@ -27,13 +28,9 @@ class Source:
 def cuda_sources(model: str | Path) -> dict[str, Source]:
     """Every kernel of an artifact, by name. Raises ArtifactError if it is damaged, or was not compiled for a GPU."""
     artifact = open_artifact(model)
-    if DEVICE_KERNELS not in artifact.entries:
-        target = artifact.manifest.target.name
-        raise ArtifactError(f"was compiled for {target}: it holds no kernels for a GPU", where=str(model))
-    facts = json.loads(artifact.read(DEVICE_KERNELS))
     return {
         name: Source(artifact.read(f"{DEVICE}/{name}.cu").decode(), _launch(known["launch"]))
-        for name, known in facts.items()
+        for name, known in device_kernels(artifact).items()
     }
 
 
@@ -45,7 +42,6 @@ def template_sources(kernel: PrimFunc, target: CudaTarget) -> dict[str, Source]:
     return {name: Source(cuda_source(name, func, device), launch) for name, (func, launch) in kernels.items()}
 
 
-def _launch(known: dict) -> Launch:
-    grid, block = (tuple(known[key]) for key in ("grid", "block"))
+def _launch(known: Mapping[str, Any]) -> Launch:
     arguments = tuple(Argument(**argument) for argument in known["arguments"])
-    return Launch(arguments, grid, block, known["shared"], tuple(known["tags"]))
+    return Launch(arguments, tuple(known["grid"]), tuple(known["block"]), known["shared"], tuple(known["tags"]))

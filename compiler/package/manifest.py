@@ -278,7 +278,9 @@ def _check_decoder(decoder: DecoderSpec, functions: dict[str, FunctionSpec]) -> 
         needed = "input_ids, position_ids (if the model takes them), kv_len" + ", ".join(("", *table))
         raise strict.Mismatch(f"decoder.inputs must be {needed}")
     for i, cache in enumerate(decoder.caches):
-        ranks = (("k", 5), ("v", 4)) if cache.planes is None else (("k", 5), ("v", 5), ("planes", 5))
+        ranks: tuple[tuple[str, int], ...] = (
+            (("k", 5), ("v", 4)) if cache.planes is None else (("k", 5), ("v", 5), ("planes", 5))
+        )
         if decoder.paged:
             ranks = (("k", 4), ("v", 4), ("planes", 4))[: len(cache.buffers)]
         for (part, rank), buffer in zip(ranks, cache.buffers, strict=True):

@@ -43,7 +43,9 @@ class Generations(Iterator[list[int | None]]):
                 self.finish[b] = "limit"
             if self.finish[b] is None and self.new_tokens[b] and full is not None and length >= full:
                 self.finish[b] = "full"
-        unread = [[] if ended else ids for ids, ended in zip(self._unread, self.finish, strict=True)]
+        unread: list[Sequence[int] | np.ndarray] = [
+            [] if ended else ids for ids, ended in zip(self._unread, self.finish, strict=True)
+        ]
         if all(self.finish):
             raise StopIteration
         found = [

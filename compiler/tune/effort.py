@@ -69,6 +69,12 @@ def resolve_tuning(
         if seconds is not None or trials is not None:
             raise OptionError("a time budget or trials without tuning", hint="add --tune quick or --tune full")
         return None
+    if target.kind == "cuda":
+        raise OptionError(
+            "kernels for GPUs are not tuned yet: nothing here measures them",
+            where=f"target {target.name}",
+            hint="leave --tune out: they get their templates' defaults",
+        )
     if elsewhere is None and (missing := machine().missing(target)):
         raise OptionError(
             f"this machine cannot tune for it: it lacks {', '.join(missing)}",

@@ -32,7 +32,8 @@ class Cache(ABC):
         self.D, self.simd, self.ahead = call.w.head_dim, call.simd, ahead
         self.keys, self.values = call.buffers["kp"], call.buffers["v"]
         self.b, self.kv = b, kv
-        self.paged, self.table = call.w.paged, call.buffers.get("table")
+        self.paged = call.w.paged
+        self.table: Any = call.buffers.get("table")
         self.here: list[Any] = []  # leading indices of the open block, and of the one after it
         self.next: list[Any] = []
 

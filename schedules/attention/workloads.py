@@ -44,8 +44,8 @@ def cache_arguments(
     if paged:
         rows = cache_arguments(kv_cache, KV, D, blocks, length)
         values = rows[1].shape[2:] if kv_cache != "float32" else (blocks, BLOCK, D)
-        shapes = [("pages", KV, *shape[1:]) for shape in (rows[0].shape[2:], values, *(a.shape[2:] for a in rows[2:]))]
-        return tuple(Arg(a.name, shape, a.dtype, cold=True) for a, shape in zip(rows, shapes, strict=True))
+        pages = [("pages", KV, *shape[1:]) for shape in (rows[0].shape[2:], values, *(a.shape[2:] for a in rows[2:]))]
+        return tuple(Arg(a.name, shape, a.dtype, cold=True) for a, shape in zip(rows, pages, strict=True))
     if kv_cache == "float32":
         return Arg("kp", ("B", KV, blocks, D, BLOCK), F32, cold=True), Arg("v", ("B", KV, length, D), F32, cold=True)
     format = FORMATS[kv_cache]

@@ -150,7 +150,9 @@ class _Tiled:
         K, BM, BN, BK = self.w.K, self.BM, self.BN, self.BK
         # A column more than needed: threads that write one k of many rows meet different banks.
         a, b = shared((BK, BM + 1)), shared((BK, BN + 1))
-        rows, columns = ([T.bind(start + _SIDE * i) for i in range(size // _SIDE)] for start, size in self._places(thread))
+        rows, columns = (
+            [T.bind(start + _SIDE * i) for i in range(size // _SIDE)] for start, size in self._places(thread)
+        )
         sums = [[Cell(T.float32(0)) for _ in columns] for _ in rows]
         with T.serial(0, -(-K // BK)) as step:
             k0 = T.Cast("int64", step) * BK

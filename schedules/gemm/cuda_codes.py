@@ -1,9 +1,9 @@
 """The plain packed layout of low-bit weights on GPUs: rows as they are, shared by linear layers and embeddings.
 
-    q      [N, ceil(K / n)] uint8: n codes a byte, the first in the lowest bits; 3-bit codes take 4 bits
-    scale  [N, groups] float32 or float16, or the upper halves of float32: bfloat16
-    zero   [N, groups] float32: only where zero points differ between groups
-    table  [16] float32: only where codes stand for the values of a table
+q      [N, ceil(K / n)] uint8: n codes a byte, the first in the lowest bits; 3-bit codes take 4 bits
+scale  [N, groups] float32 or float16, or the upper halves of float32: bfloat16
+zero   [N, groups] float32: only where zero points differ between groups
+table  [16] float32: only where codes stand for the values of a table
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 from llmc.schedules.base import Arrays, Config, Template, Workload, bind_dims
 from llmc.targets.base import Target
 from llmc.targets.detect import machine
-from llmc.targets.x86 import AVX2, AVX512
+from llmc.targets.x86 import AVX2, AVX512, AVX_VNNI
 from llmc.tir_pipeline import build_kernels
 from llmc.tvm_shim import TvmTarget, tvm
 
@@ -23,6 +23,7 @@ def _param(target: Target) -> Any:
 
 
 X86 = [_param(AVX2), _param(AVX512)]
+BYTES = [*X86, _param(AVX_VNNI)]  # for kernels that multiply bytes: the others are those of AVX2
 
 
 @dataclass(frozen=True)

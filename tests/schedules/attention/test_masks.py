@@ -95,7 +95,7 @@ def test_more_match_reference(target: Target, name: str) -> None:
 
 
 @pytest.mark.parametrize("w", [*MASKS.values(), *MORE.values()], ids=[*MASKS, *(f"more_{name}" for name in MORE)])
-@pytest.mark.parametrize(("S", "C"), [(1, 250), (4, 250), (60, 60), (60, 333)])
+@pytest.mark.parametrize(("S", "C"), [(1, 250), (4, 250), (60, 60), (60, 190)])
 def test_work_counts_what_the_reference_sees(w: AttentionWorkload, S: int, C: int) -> None:
     """With equal scores and the identity as values, what comes out of a key is not zero where it is seen."""
     w = dataclasses.replace(w, kv_cache="float32", head_dim=C, key_bias=False, bias=False)

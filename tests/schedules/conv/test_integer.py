@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from llmc.schedules.conv.integer import INTEGER_CONV, IntegerConvWorkload
+from llmc.targets.base import Target
 from llmc.targets.detect import machine
-from llmc.targets.x86 import AVX2, AVX512
+from llmc.targets.x86 import AVX2, AVX512, AVX_VNNI
 from llmc.tvm_shim import tvm
 from tests.schedules.kernels import Kernel, compile_kernels
 
@@ -23,12 +24,13 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def kernels() -> list[Kernel]:
-    if missing := machine().missing(AVX512):
+@pytest.fixture(scope="module", params=[AVX512, AVX_VNNI], ids=lambda target: target.name)
+def kernels(request: pytest.FixtureRequest) -> list[Kernel]:
+    target: Target = request.param
+    if missing := machine().missing(target):
         pytest.skip(f"CPU lacks {missing}")
     cases = [(w, SMALL) for w in CASES]
-    return compile_kernels(INTEGER_CONV, [*cases, (IntegerConvWorkload(24, 70, H=1, W=29, bias=True), None)], AVX512)
+    return compile_kernels(INTEGER_CONV, [*cases, (IntegerConvWorkload(24, 70, H=1, W=29, bias=True), None)], target)
 
 
 def check(kernel: Kernel, dims: dict[str, int], inputs: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> None:

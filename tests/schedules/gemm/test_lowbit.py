@@ -14,9 +14,9 @@ from llmc.schedules.epilogue import ACTIVATIONS
 from llmc.schedules.gemm.activations import quantize_reference
 from llmc.schedules.gemm.lowbit import LOWBIT, LowBitLinearWorkload
 from llmc.targets.base import Target
-from llmc.targets.x86 import AVX2, AVX512, TARGETS
+from llmc.targets.x86 import AVX2, AVX512, AVX_VNNI, TARGETS
 from llmc.tvm_shim import tvm
-from tests.schedules.kernels import X86, Kernel, compile_kernels
+from tests.schedules.kernels import BYTES, Kernel, compile_kernels
 from tests.schedules.weights import random_weight
 
 TOLERANCE = 1e-5
@@ -85,10 +85,12 @@ def epilogues() -> list[Case]:
     ]
 
 
-@pytest.fixture(scope="module", params=X86)
+@pytest.fixture(scope="module", params=BYTES)
 def kernels(request: pytest.FixtureRequest) -> list[tuple[Kernel, float | str]]:
     target: Target = request.param
-    cases = [*formats(target), *float32_formats(target), *epilogues()]
+    cases = formats(target)
+    if target is not AVX_VNNI:
+        cases += [*float32_formats(target), *epilogues()]
     compiled = compile_kernels(LOWBIT, [(workload, config) for workload, _, config in cases], target)
     return [(kernel, zero) for kernel, (_, zero, _) in zip(compiled, cases, strict=True)]
 
