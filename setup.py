@@ -47,6 +47,7 @@ TEST = [
     *REPORT,
     *REMOTE,
     *CLUSTER,
+    *CUDA,
     "onnxruntime>=1.23",
     "pytest>=8.3",
     "pytest-timeout>=2.3",

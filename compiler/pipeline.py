@@ -67,6 +67,7 @@ def compile(
     *,
     calibrate: str | Path | None = None,
     kv_cache: str = "float32",
+    draft_trees: bool = False,
     tune: str = "none",
     tune_seconds: float | None = None,
     trials: int | None = None,
@@ -80,7 +81,8 @@ def compile(
     ((least, most)) symbolic dimensions by name. `calibrate` is a file of samples for formats that need them: a text, or
     an .npz with the model's inputs. `kv_cache` is what a decoder's sessions keep keys and values in:
     float32, int8 or int4; only float32 leaves the model its plain signature, with past and present as arrays. With
-    `paged` after a comma, or alone, they lie in pages that forks and rows share (`int8,paged`). `tune` is
+    `paged` after a comma, or alone, they lie in pages that forks and rows share (`int8,paged`). `draft_trees` adds what
+    `Session.verify` runs: trees of draft tokens, read in one pass. `tune` is
     none, quick or full; `tune_seconds` and `trials` (candidates a kernel, on average) replace the effort's own limits.
     With "none" kernels still get the best configuration that `database` (None: the user's own) or llmc's logs know.
     Ctrl-C while kernels are tuned ends the tuning alone.
@@ -93,7 +95,7 @@ def compile(
     known = Path(database) if database else None
     tuning = resolve_tuning(tune, machine, tune_seconds, trials, seed, known)
 
-    plan, decoder = _plan(stage, Path(model), machine, format, dims, cache, paged, data)
+    plan, decoder = _plan(stage, Path(model), machine, format, dims, cache, paged, data, draft_trees)
     calls = plan.calls()
 
     def choose() -> dict[Kernel, Choice]:
@@ -158,8 +160,10 @@ def _plan(
     kv_cache: KVCache = "float32",
     paged: bool = False,
     data: Path | None = None,
+    draft_trees: bool = False,
 ) -> tuple[Plan, Decoder | None]:
-    """The stages from the file to its kernels. Raises OptionError where a model without a cache is to round it."""
+    """The stages from the file to its kernels. Raises OptionError where a model without a cache is to round it, or to
+    read trees."""
     graph = stage("import", lambda: import_model(model, dims), _nodes)
     statistics = None
     if data is not None:
@@ -168,7 +172,7 @@ def _plan(
     graph = stage("quantize", lambda: quantize_weights(graph, format, statistics), _nodes)
     graph = stage("fuse", lambda: fuse(graph), _nodes)
     layers = lambda d: f"{len(d.caches)} layers" if d else "no decoder"  # noqa: E731
-    decoder = stage("kv-cache", lambda: decoder_of(graph, kv_cache, paged), layers)
+    decoder = stage("kv-cache", lambda: decoder_of(graph, kv_cache, paged, draft_trees), layers)
     functions = dict(decoder.functions) if decoder else {}
     if kv_cache == "float32":
         functions = {"main": graph, **functions}
@@ -176,6 +180,9 @@ def _plan(
         kept = "in pages" if paged else f"in {kv_cache}"
         what = f"this model is no decoder with a cache that a session could keep {kept}"
         raise OptionError(what, where="--kv-cache", hint="leave the option out")
+    if decoder is None and draft_trees:
+        what = "this model is no decoder with a cache, whose sessions could read trees"
+        raise OptionError(what, where="--draft-trees", hint="leave the option out")
     return stage("select", lambda: select(functions, target), lambda p: f"{len(p.calls())} kernels"), decoder
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmc.errors import UnsupportedError
 from llmc.graph import LLMC, Dim, Graph, Node, graphs, same_dim
 from llmc.schedules.attention.attention import ATTENTION
 from llmc.schedules.attention.kv_append import KV_APPEND
@@ -66,6 +67,13 @@ def select(functions: Mapping[str, Graph], target: Target) -> Plan:
             kernels = tuple(on(target, k) for k in choose(graph, node, target)) if choose is not None else ()
             if kernels and all(k.template.accepts(k.workload, target) for k in kernels):
                 chosen[name, node.outputs[0]] = kernels
+            elif kernels and node.op in _WITHOUT_RULE:
+                refused = next(k for k in kernels if not k.template.accepts(k.workload, target))
+                raise UnsupportedError(
+                    f"no kernel for {target.name} takes this yet: {refused}",
+                    where=f"{node.op} that makes '{node.outputs[0]}'",
+                    hint="compile for another target; a cache that sessions keep in float32 (--kv-cache) suits them all",
+                )
     return Plan(functions, chosen)
 
 
@@ -255,6 +263,8 @@ def _rotary_dim(graph: Graph, node: Node) -> int:
     return 0 if 2 * width == node.attrs["head_dim"] else 2 * width
 
 
+# What templates alone compute.
+_WITHOUT_RULE = {"Attention", "Embedding", "Linear", "Norm", "Recurrent"}
 _CHOICES: dict[str, Callable[[Graph, Node, Target], tuple[Kernel, ...]]] = {
     "Conv": _conv,
     "IntegerConv": _conv,

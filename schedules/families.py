@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from llmc.schedules.attention.attention import ATTENTION
-from llmc.schedules.attention.kv_append import KV_APPEND
-from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
 from llmc.schedules.attention.cuda import CUDA_ATTENTION
 from llmc.schedules.attention.cuda_append import CUDA_KV_APPEND
+from llmc.schedules.attention.kv_append import KV_APPEND
+from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
 from llmc.schedules.base import Template, Workload
 from llmc.schedules.conv.conv import CONV
 from llmc.schedules.conv.integer import INTEGER_CONV, IntegerConvWorkload

@@ -17,9 +17,9 @@ class CudaTarget(Target):
     `vector_registers` the most 32-bit registers of a thread, `l1_bytes` the first-level cache with the shared memory in
     it.
 
-    Of a multiprocessor (SM): `registers` of 32 bits, `threads`, `blocks`, and `shared_bytes`, of which one block may have
-    `block_shared_bytes`, where it asks for them, and `static_shared_bytes` else. Of the whole device: `multiprocessors`,
-    `bandwidth` in bytes a second, `fma` in float32 operations a second outside of tensor cores.
+    Of a multiprocessor (SM): `registers` of 32 bits, `threads`, `blocks`, and `shared_bytes`, of which one block may
+    have `block_shared_bytes`, where it asks for them, and `static_shared_bytes` else. Of the whole device:
+    `multiprocessors`, `bandwidth` in bytes a second, `fma` in float32 operations a second outside of tensor cores.
     """
 
     multiprocessors: int = 0

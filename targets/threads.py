@@ -8,7 +8,6 @@ expression behind it, which TVM may write twice.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +36,16 @@ def launch(threads: int, *grid: Any) -> Iterator[tuple[Any, ...]]:
 def barrier() -> None:
     """No thread of a block goes on before all have come here; what they wrote to shared memory is then seen by all."""
     T.evaluate(T.tvm_storage_sync("shared"))
+
+
+def warp_barrier() -> None:
+    """No lane of a warp goes on before all have come here; what they wrote to shared memory is then seen by all."""
+    T.evaluate(T.cuda.warp_sync())
+
+
+def shuffled(value: Any, distance: int) -> Any:
+    """The value of the lane whose number differs in the bit `distance`. All lanes of the warp come here."""
+    return Cell(T.tvm_warp_shuffle_xor(T.uint32(_ALL_LANES), value, distance, WARP, WARP)).v
 
 
 def shared(shape: tuple[int, ...], dtype: str = "float32") -> Any:
@@ -77,7 +86,10 @@ def strided(count: Any, thread: Any, threads: int) -> Iterator[Any]:
 
 
 class BlockReduction:
-    """Reductions over all threads of a block. Each call takes shared memory of its own, so that one barrier is enough."""
+    """Reductions over all threads of a block. Each call has shared memory of its own, so that one barrier is enough.
+
+    A call inside of a loop needs one more between its result and the next round's call.
+    """
 
     def __init__(self, thread: Any, threads: int) -> None:
         self.thread, self.warps = thread, threads // WARP
@@ -134,6 +146,3 @@ class Scalar:
 
     def erf(self, x: Any) -> Any:
         return T.erf(x)
-
-
-LOG2E = 1 / math.log(2)

@@ -34,6 +34,9 @@ def command(
     kv_cache: Annotated[
         str, typer.Option(help="What sessions keep keys and values in: float32, int8, or int4; paged, or int8,paged.")
     ] = "float32",
+    draft_trees: Annotated[
+        bool, typer.Option("--draft-trees", help="Have sessions verify trees of draft tokens in one pass.")
+    ] = False,
     dim: Annotated[
         list[str] | None, typer.Option(help="Fix or bound a symbolic dimension: batch=1, seq=1..4096; may be repeated.")
     ] = None,
@@ -105,6 +108,7 @@ def command(
             progress=compiling,
             calibrate=calibrate,
             kv_cache=kv_cache,
+            draft_trees=draft_trees,
             tune=tune,
             tune_seconds=budget,
             trials=trials,

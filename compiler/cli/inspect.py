@@ -68,7 +68,7 @@ def _show_kernels(artifact: Artifact, json: bool) -> None:
         print_json([{"name": name, **{key: known[key] for key in KERNEL_FACTS}} for name, known in facts.items()])
         return
     target = artifact.manifest.target
-    print_pairs({"compiled for": f"{target.mcpu} ({target.name})", "run": "not by llmc's authors, on any GPU"}, stdout())
+    print_pairs({"compiled for": f"{target.mcpu} ({target.name})", "run": "not yet, on any GPU"}, stdout())
     rows = [(name, *(_cell(known[key]) for key in KERNEL_FACTS)) for name, known in facts.items()]
     print_table(("kernel", *(key.replace("_", " ") for key in KERNEL_FACTS)), rows)
 

@@ -72,14 +72,15 @@ def command(json: JsonFlag = False) -> None:
     print_table(("target", "machines", "here"), rows)
 
 
-_GPU_CLAIMS = "compiled by NVIDIA's compiler; not run by llmc's authors on any GPU"
+_GPU_CLAIMS = "machine code by NVIDIA's compiler; run on no GPU yet"
 
 
 def _gpu_ability(runs: bool) -> str:
     """What this machine can do with a target for GPUs."""
     compiler = any((Path(folder) / "nvidia").is_dir() for folder in sys.path) or shutil.which("nvcc")
-    compiles = "compiles" if compiler else "nothing yet: pip install 'llmc[cuda]' to compile"
-    return f"{compiles}{', runs' if runs else '; no GPU here to run on'}; {_GPU_CLAIMS}"
+    if not compiler:
+        return "nothing yet: pip install 'llmc[cuda]' to compile"
+    return "compiles, loads: run on no GPU yet" if runs else "compiles only: no NVIDIA GPU here; run on none yet"
 
 
 def _ability(missing: list[str]) -> str:

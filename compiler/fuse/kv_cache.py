@@ -5,6 +5,9 @@ one sequence. All take kv_len [B]: how many tokens each cache holds after the st
 mask is gone, and with it the mask input. Caches are float32, or rounded (`schedules.attention.kv_format`). Paged, they
 are pools of pages of a block each: the functions then take block_table [B, blocks], the page of each block, and
 shared_blocks [1], how many leading ones all sequences share.
+
+`verify`, which exists where it is asked for, is `step` for new tokens that are nodes of a tree of drafts: it takes
+tree [B, S], of each the bits of the new ones that it sees ("SpecInfer", Miao et al., 2024; "Medusa", Cai et al., 2024).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from llmc.errors import OptionError
 from llmc.fuse.build import MASK_INPUTS
 from llmc.graph import LLMC, Dim, Editor, Graph, Node, TensorType, as_dim, graphs, prune, same_dim
 from llmc.schedules.attention.kv_format import KVCache
@@ -22,6 +26,7 @@ from llmc.tvm_shim import Analyzer, substitute, tirx
 
 POSITIONS, KV_LEN = "position_ids", "kv_len"
 TABLE, SHARED = "block_table", "shared_blocks"
+TREE = "tree"
 _KINDS = ("k_cache", "v_cache", "kv_planes")
 
 
@@ -41,8 +46,13 @@ class Decoder:
         return "\n".join(map(str, self.functions.values()))
 
 
-def decoder_of(graph: Graph, kv_cache: KVCache = "float32", paged: bool = False) -> Decoder | None:
-    """Session functions of a fused decoder, whose caches hold `kv_cache`; None where the graph is none."""
+def decoder_of(
+    graph: Graph, kv_cache: KVCache = "float32", paged: bool = False, draft_trees: bool = False
+) -> Decoder | None:
+    """Session functions of a fused decoder, whose caches hold `kv_cache`; None where the graph is none.
+
+    Raises OptionError where the decoder cannot read the trees that `draft_trees` asks for.
+    """
     layers = [n for n in graph.nodes if n.op == "Attention" and n.domain == LLMC]
     pasts = {name for n in layers for name in n.inputs[3:5]}
     logits = [o for o in graph.outputs if o not in {p for n in layers for p in n.outputs[1:]}]
@@ -58,6 +68,8 @@ def decoder_of(graph: Graph, kv_cache: KVCache = "float32", paged: bool = False)
     vocab = graph.types[logits[0]].shape[-1]
     attrs = layers[0].attrs
     functions = {"step": step, "step_last": _last_only(step, logits[0]), "decode": _single(step)}
+    if draft_trees:
+        functions["verify"] = _of_trees(step, caches)
     return Decoder(functions, caches, attrs["n_kv_heads"], attrs["head_dim"], int(vocab), kv_cache, paged)
 
 
@@ -126,6 +138,30 @@ def _last_only(step: Graph, logits: str) -> Graph:
         edit.types[name] = TensorType((B, 1, width), "float32")
         last = name
     return prune(replace(edit.finish(), name="step_last"))
+
+
+def _of_trees(step: Graph, caches: tuple[tuple[str, ...], ...]) -> Graph:
+    """The same for nodes of a tree. A node's place among the keys says nothing of its position, so that what goes by
+    places cannot stay: windows, and whatever biases and masks a model adds to the causal one."""
+    for node in (n for n in step.nodes if n.op == "Attention" and n.domain == LLMC):
+        if not node.attrs["causal"] or node.attrs["window"] or any((*node.inputs[8:10], *node.inputs[MASK_INPUTS])):
+            raise OptionError(
+                f"attention {node.name or node.outputs[0]!r} is masked or biased by where keys stand, "
+                "and nodes of a tree stand in no order",
+                where="--draft-trees",
+                hint="leave the option out: plain causal attention alone can read trees",
+            )
+
+    def on_tree(node: Node) -> Node:
+        if node.op != "Attention" or node.domain != LLMC:
+            return node
+        return replace(node, inputs=(*node.inputs, *[""] * (MASK_INPUTS.stop - 1 - len(node.inputs)), TREE))
+
+    B, S = step.types["input_ids"].shape
+    first = step.inputs.index(caches[0][0])
+    inputs = (*step.inputs[:first], TREE, *step.inputs[first:])
+    types = {**step.types, TREE: TensorType((B, S), "uint64")}
+    return replace(step, name="verify", inputs=inputs, nodes=tuple(map(on_tree, step.nodes)), types=types)
 
 
 def _single(step: Graph) -> Graph:

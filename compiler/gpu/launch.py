@@ -43,7 +43,8 @@ class Argument:
 @dataclass(frozen=True)
 class Launch:
     """`grid` and `block` (x, y, z) and `shared`, the bytes of dynamic shared memory, are Python expressions over the
-    scalar arguments. A call passes the arguments, then what `tags` name: sizes of axes, and `shared` where it is one."""
+    scalar arguments. A call passes the arguments, then what `tags` name: sizes of axes, and `shared` where it is one.
+    """
 
     arguments: tuple[Argument, ...]
     grid: tuple[str, str, str]

@@ -117,8 +117,8 @@ class CacheSpec:
 @dataclass(frozen=True)
 class DecoderSpec:
     """What a session needs to drive `step`, `step_last` and, where it exists, `decode` (one token of one sequence):
-    their inputs are `inputs`, then the buffers of each cache. `kv_cache` names the caches' format; `paged` ones are
-    pools of pages, with a table among the inputs."""
+    their inputs are `inputs`, then the buffers of each cache. Those of `verify`, where it exists, have `tree` between
+    them. `kv_cache` names the caches' format; `paged` ones are pools of pages, with a table among the inputs."""
 
     vocab_size: int
     n_layers: int
@@ -300,13 +300,17 @@ def _check_decoder(decoder: DecoderSpec, functions: dict[str, FunctionSpec]) -> 
         elif cache.planes is not None:
             _check_planes(f"decoder.caches[{i}]", cache, cache.planes)
     buffers = [buffer for cache in decoder.caches for buffer in cache.buffers]
-    for name in ("step", "step_last"):
+    for name in ("step", "step_last", *(name for name in ("verify",) if name in functions)):
         if name not in functions:
             raise strict.Mismatch(f"functions.{name} is missing, but decoder is not null")
         inputs = functions[name].inputs
-        split = len(decoder.inputs)
-        if tuple(spec.name for spec in inputs[:split]) != decoder.inputs or len(inputs) != split + len(buffers):
-            raise strict.Mismatch(f"functions.{name}.inputs must be decoder.inputs, then the buffers of each cache")
+        wanted = (*decoder.inputs, "tree") if name == "verify" else decoder.inputs
+        split = len(wanted)
+        if tuple(spec.name for spec in inputs[:split]) != wanted or len(inputs) != split + len(buffers):
+            tree = ", tree" if name == "verify" else ""
+            raise strict.Mismatch(
+                f"functions.{name}.inputs must be decoder.inputs{tree}, then the buffers of each cache"
+            )
         for spec, buffer in zip(inputs[split:], buffers, strict=True):
             if (spec.shape, spec.dtype) != (buffer.shape, buffer.dtype):
                 raise strict.Mismatch(

@@ -10,6 +10,7 @@ import numpy as np
 
 from llmc.package.manifest import BufferSpec, DecoderSpec
 from llmc.runtime.arrays import aligned_zeros, numpy_dtype
+from llmc.runtime.tokens import move_tokens
 
 _FIRST_CAPACITY = 512
 
@@ -35,6 +36,15 @@ class Caches(Protocol):
 
     def fork(self, rows: Sequence[int], lengths: np.ndarray) -> Caches:
         """Memory of its own that begins as these rows do, some of which may be the same."""
+
+    def move(self, row: int, sources: np.ndarray, targets: np.ndarray) -> None:
+        """Write what is held of a row's tokens number `sources` [n] to places `targets` [n], which may be written."""
+
+    def drop_block(self, row: int, sinks: int, lengths: np.ndarray) -> None:
+        """Forget as many tokens as a block has after a row's first `sinks`, which are fewer; later ones move up.
+
+        `lengths` [B] are those afterwards. The row's first block may then be written. Raises InputError as `grow` does.
+        """
 
     def inputs(self, rows: slice) -> dict[str, np.ndarray]:
         """Further inputs of a call for `rows`, by name."""
@@ -71,11 +81,28 @@ class RowCaches:
             its[...] = mine[list(rows)]
         return twin
 
+    def move(self, row: int, sources: np.ndarray, targets: np.ndarray) -> None:
+        places = (np.divmod(tokens, self._block) for tokens in (sources, targets))
+        move_tokens(self.decoder, self._blocks(row), *places)
+
+    def drop_block(self, row: int, sinks: int, lengths: np.ndarray) -> None:
+        """The first block keeps its sinks, and gets what stands after so many tokens in the next one."""
+        kept = np.arange(sinks, self._block)
+        self.move(row, self._block + kept, kept)
+        blocks = -(-int(lengths[row]) // self._block)
+        for buffer in self._blocks(row):
+            buffer[1:blocks] = buffer[2 : blocks + 1]
+
     def inputs(self, rows: slice) -> dict[str, np.ndarray]:
         return {}
 
     def buffers(self, rows: slice) -> list[np.ndarray]:
         return [array[rows] for array in self.arrays]
+
+    def _blocks(self, row: int) -> list[np.ndarray]:
+        """Views of a row's buffers, block by block: [blocks, KV, ...]."""
+        whole = (array[row] for array in self.arrays)
+        return [(x if x.ndim == 4 else x.reshape(len(x), -1, self._block, x.shape[-1])).swapaxes(0, 1) for x in whole]
 
     def _limit(self, tokens: int) -> int:
         """A capacity of at least `tokens` (as far as the model's length allows), in whole blocks."""

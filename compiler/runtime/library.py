@@ -13,8 +13,9 @@ from typing import Any
 import tvm_ffi
 
 from llmc.errors import ArtifactError, OptionError
-from llmc.package.layout import LIBRARY, RUNTIME
+from llmc.package.layout import DEVICE_KERNELS, LIBRARY, RUNTIME
 from llmc.package.reader import Artifact
+from llmc.runtime.device import CUDA, import_kernels
 
 _CPU, _DEVICE, _POOLED = 1, 0, 2  # DLPack's device type, its index, the VM's pooled allocator
 # How often an idle thread of the pool looks for work before it sleeps: 2 to 3 ms, which spans the time between two
@@ -98,8 +99,15 @@ def load_library(artifact: Artifact, threads: int | None) -> Any:
         library = Path(folder) / LIBRARY
         library.write_bytes(artifact.read(LIBRARY))
         try:
-            machine = tvm_ffi.load_module(library)["vm_load_executable"]()
-            machine["vm_initialization"](_CPU, _DEVICE, _POOLED)
+            module = tvm_ffi.load_module(library)
+            places = (_CPU, _DEVICE, _POOLED)
+            if DEVICE_KERNELS in artifact.entries:
+                import_kernels(module, artifact)
+                places = (CUDA, _DEVICE, _POOLED, *places)
+            machine = module["vm_load_executable"]()
+            machine["vm_initialization"](*places)
+        except ArtifactError:
+            raise
         except Exception as error:
             raise ArtifactError(
                 f"its library cannot be loaded: {_first_line(error)}",

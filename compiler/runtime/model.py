@@ -13,8 +13,9 @@ import tvm_ffi
 from llmc.errors import ArtifactError, InputError
 from llmc.package.manifest import ArraySpec, FunctionSpec, Manifest
 from llmc.package.reader import Artifact
-from llmc.runtime.arrays import aligned, to_numpy, to_tensor, workspaces
+from llmc.runtime.arrays import to_tensor, workspaces
 from llmc.runtime.binding import bind, describe
+from llmc.runtime.device import HOST, Memory, memory_of
 from llmc.runtime.library import pool_size
 
 if TYPE_CHECKING:
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
 class Function:
     """One function of a model, bound to its weights. Call it with arrays by name; outputs come back likewise."""
 
-    def __init__(self, name: str, spec: FunctionSpec, code: Any, weights: tuple[Any, ...]) -> None:
-        self.name, self.spec, self._code, self._weights = name, spec, code, weights
+    def __init__(
+        self, name: str, spec: FunctionSpec, code: Any, weights: tuple[Any, ...], memory: Memory = HOST
+    ) -> None:
+        self.name, self.spec, self._code, self._weights, self._memory = name, spec, code, weights, memory
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Raises InputError if `inputs` are not those that the function takes."""
-        result = self.run(self.arguments(to_tensor(aligned(array)) for array in bind(self.spec, inputs)))
+        result = self.run(self.arguments(map(self._memory.put, bind(self.spec, inputs))))
         tensors = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
-        return {spec.name: to_numpy(t, spec.dtype) for spec, t in zip(self.spec.outputs, tensors, strict=True)}
+        return {spec.name: self._memory.get(t, spec.dtype) for spec, t in zip(self.spec.outputs, tensors, strict=True)}
 
     def arguments(self, inputs: Iterable[Any]) -> tuple[Any, ...]:
         """What `run` takes: the runtime's tensors of all inputs, then the weights, then workspaces made anew."""
@@ -76,8 +79,9 @@ class Model:
         self.artifact = artifact
         self.manifest: Manifest = artifact.manifest
         self._machine = machine
+        memory = memory_of(artifact)
         self.functions = {
-            name: Function(name, spec, machine[name], tuple(weights[param] for param in spec.params))
+            name: Function(name, spec, machine[name], tuple(weights[param] for param in spec.params), memory)
             for name, spec in self.manifest.functions.items()
         }
 

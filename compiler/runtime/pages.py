@@ -15,6 +15,7 @@ import numpy as np
 from llmc.errors import InputError
 from llmc.package.manifest import DecoderSpec
 from llmc.runtime.arrays import aligned_zeros, numpy_dtype
+from llmc.runtime.tokens import move_tokens
 
 _FIRST_PAGES = 16
 _ALIGNED = 16  # entries: rows of a table begin at 64-byte boundaries
@@ -116,9 +117,7 @@ class PagedCaches:
             return
         for (b, i), page in zip(wanted, self.pool.take(len(wanted)), strict=True):
             if i < len(self._rows[b]):
-                self.pool.copy(self._rows[b][i], page)
-                self.pool.drop([self._rows[b][i]])
-                self._rows[b][i] = page
+                self._replace(b, i, page)
             else:
                 self._rows[b].append(page)
         self._update(before)
@@ -141,11 +140,32 @@ class PagedCaches:
         twin._update(lengths[list(rows)])
         return twin
 
+    def move(self, row: int, sources: np.ndarray, targets: np.ndarray) -> None:
+        pages, block = np.array(self._rows[row]), self.pool.block
+        places = ((pages[tokens // block], tokens % block) for tokens in (sources, targets))
+        move_tokens(self.decoder, self.pool.arrays, *places)
+
+    def drop_block(self, row: int, sinks: int, lengths: np.ndarray) -> None:
+        """The first page keeps its sinks, and gets what stands after so many tokens in the next one, which goes."""
+        pages, kept = self._rows[row], np.arange(sinks, self.pool.block)
+        if self.pool.shared(pages[0]):
+            self._replace(row, 0, *self.pool.take(1))
+        self.move(row, self.pool.block + kept, kept)
+        self.pool.drop([pages.pop(1)])
+        self._update(lengths)
+
     def inputs(self, rows: slice) -> dict[str, np.ndarray]:
         return {"block_table": self._table[rows], "shared_blocks": self._shared}
 
     def buffers(self, rows: slice) -> list[np.ndarray]:
         return self.pool.arrays
+
+    def _replace(self, row: int, i: int, page: int) -> None:
+        """Have a copy of a row's page for the row alone."""
+        pages = self._rows[row]
+        self.pool.copy(pages[i], page)
+        self.pool.drop([pages[i]])
+        pages[i] = page
 
     def _update(self, lengths: np.ndarray) -> None:
         """Write the table, and how many leading pages all rows share, full ones.

@@ -21,6 +21,7 @@ from llmc.runtime.arrays import aligned_zeros, to_numpy, to_tensor
 from llmc.runtime.caches import Caches, RowCaches
 from llmc.runtime.pages import PagedCaches
 from llmc.runtime.rows import piece_of_each_row
+from llmc.runtime.trees import DraftTree
 
 if TYPE_CHECKING:
     from llmc.runtime.generate import Generation
@@ -34,11 +35,12 @@ Lengths = int | Sequence[int] | np.ndarray
 
 
 class _Call(NamedTuple):
-    """Arguments of a step function, and those to be filled in beforehand: ids, positions [R, S], kv_len [R]."""
+    """Arguments of a step function, and those to be filled in beforehand: ids, positions, tree [R, S], kv_len [R]."""
 
     ids: np.ndarray
     positions: np.ndarray
     kv_len: np.ndarray
+    tree: np.ndarray
     arguments: tuple[Any, ...]
 
 
@@ -63,6 +65,7 @@ class Session:
         self._lengths = np.zeros(batch, np.int64)
         self._single_calls: dict[tuple[str, int, int], _Call] = {}  # by function and rows
         self._moves = self.caches.moves  # when they were prepared
+        self._tree: DraftTree | None = None  # that was verified last, and lies behind the row's tokens
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -89,6 +92,7 @@ class Session:
         the session is then as it was.
         """
         tokens = self._check(ids)
+        self._tree = None
         before = self._lengths.copy()
         everyone = slice(0, self.batch)
         try:
@@ -103,6 +107,57 @@ class Session:
             self.caches.shrink(before)
             raise
         return parts if all else np.stack([part[-1] for part in parts])
+
+    def verify(self, tokens: Tokens, parents: Sequence[int] | np.ndarray) -> Any:
+        """Read a tree of draft tokens [S] in one pass; returns the logits that follow each of them, float32 [1, S, V].
+
+        `parents` [S] are the numbers of their parents, which stand before them; -1 for those that follow the session's
+        last token. S is at most 64. Each token sees the text and the way to it: its logits are those that appending
+        that way would give. The session's length stays: `accept` takes a way into it, and anything else that reads or
+        forgets tokens forgets the tree.
+        Raises InputError for a wrong tree, what `append` refuses, and sessions of several rows; ArtifactError if the
+        model was not compiled for trees. The session is then as it was.
+        """
+        function = self.model.functions.get("verify")
+        if function is None:
+            hint = "compile the model with --draft-trees"
+            raise ArtifactError("the model cannot read trees", where=str(self.model.artifact.path), hint=hint)
+        if self.batch != 1:
+            raise InputError(f"the session has {self.batch} rows; trees are verified for one")
+        ids = self._check(tokens)
+        assert isinstance(ids, np.ndarray)
+        tree, count = DraftTree.of(ids[0], parents), ids.shape[1]
+        self.caches.grow(self._lengths, self._lengths + count)
+        self._tree = None
+        call = self._call(function, slice(0, 1), count)
+        call.ids[...] = ids
+        call.positions[...] = self._positions(self._lengths[:, None] + tree.depths)
+        call.kv_len[...] = self._lengths + count
+        call.tree[...] = tree.seen
+        try:
+            logits = _logits(function, call)
+        except BaseException:
+            self.caches.shrink(self._lengths)
+            raise
+        self._tree = tree
+        return logits
+
+    def accept(self, path: Sequence[int] | np.ndarray) -> None:
+        """Take nodes of the tree that was verified last into the session, as if they had been appended.
+
+        `path` [n] names a child of the session's last token, a child of that one, and so on; it may be empty. The rest
+        of the tree is forgotten.
+
+        Raises InputError for a path that is none, or where no tree was verified since.
+        """
+        if self._tree is None:
+            raise InputError("there is no tree to accept from", hint="verify one, and append nothing in between")
+        nodes = self._tree.check_path(path)
+        self._tree = None
+        length = self.length
+        self.caches.move(0, length + nodes, length + np.arange(len(nodes)))
+        self._lengths += len(nodes)
+        self.caches.shrink(self._lengths)
 
     def generate(self, prompt: Tokens, max_new_tokens: int, **options: Any) -> Generation:
         """Read a prompt and stream what follows; `options` are those of `llmc.generate` (temperature, top_k, …)."""
@@ -120,11 +175,13 @@ class Session:
         fits = lengths.shape in ((), self._lengths.shape) and lengths.dtype.kind in "iu"
         if not fits or (lengths < 0).any() or (lengths > self._lengths).any():
             raise InputError(f"cannot truncate {_shown(self._lengths)} tokens to {_shown(lengths)}")
+        self._tree = None
         self._lengths[...] = lengths
         self.caches.shrink(self._lengths)
 
     def reset(self) -> None:
         """Forget everything, as if newly made; the caches keep their room."""
+        self._tree = None
         self._lengths[...] = 0
         self.caches.clear()
 
@@ -165,11 +222,16 @@ class Session:
     def _read(self, rows: slice, tokens: np.ndarray, reading: np.ndarray | None, all: bool) -> np.ndarray:
         """Logits [R, S, V] of ids [R, S], or [R, 1, V] of the last; only the rows that `reading` [R] names are read."""
         function = self._function(tokens.shape, all)
-        pieces = [tokens[:, start : start + CHUNK] for start in range(0, tokens.shape[1], CHUNK)]
-        parts = [self._step(function, rows, piece, reading) for piece in pieces]
-        if not all:
-            return parts[-1][:, -1:]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        count = tokens.shape[1]
+        starts = range(0, count, CHUNK)
+        if count <= CHUNK or not all:
+            parts = [self._step(function, rows, tokens[:, start : start + CHUNK], reading) for start in starts]
+            return parts[-1] if all else parts[-1][:, -1:]
+        # 100 MB a chunk of a large vocabulary: copied one by one, the function's own memory is used again for the next.
+        logits = np.empty((len(tokens), count, self.decoder.vocab_size), np.float32)
+        for start in starts:
+            logits[:, start : start + CHUNK] = self._step(function, rows, tokens[:, start : start + CHUNK], reading)
+        return logits
 
     def _function(self, shape: tuple[int, ...], all: bool) -> Function:
         functions = self.model.functions
@@ -185,13 +247,15 @@ class Session:
         if reading is not None:
             ends = np.where(reading, ends, 0)
         call.ids[...] = tokens
-        call.positions[...] = np.maximum(ends[:, None] + np.arange(-count, 0), 0)
+        call.positions[...] = self._positions(np.maximum(ends[:, None] + np.arange(-count, 0), 0))
         call.kv_len[...] = ends
-        result = function.run(call.arguments)
+        logits = _logits(function, call)
         self._lengths[rows] = ends if reading is None else np.where(reading, ends, self._lengths[rows])
-        # A function may return the caches after the logits: they are the very same memory.
-        logits = to_numpy(result if isinstance(result, tvm_ffi.Tensor) else result[0])
-        return logits.copy() if function.spec.workspaces else logits  # the next call writes there again
+        return logits
+
+    def _positions(self, places: np.ndarray) -> np.ndarray:
+        """Where tokens stand in the text that stand at `places` in their rows."""
+        return places
 
     def _call(self, function: Function, rows: slice, count: int) -> _Call:
         """A call with `count` tokens. Calls with one are kept: a kernel leaves nothing of Python's in the CPU's caches,
@@ -204,11 +268,12 @@ class Session:
             return self._single_calls[key]
         size = rows.stop - rows.start
         ids, positions = (aligned_zeros((size, count), np.int64) for _ in range(2))
-        kv_len = aligned_zeros((size,), np.int64)
-        small = {"input_ids": ids, "position_ids": positions, "kv_len": kv_len, **self.caches.inputs(rows)}
-        inputs = (to_tensor(small[name]) for name in self.decoder.inputs)
+        kv_len, tree = aligned_zeros((size,), np.int64), aligned_zeros((size, count), np.uint64)
+        own = {"input_ids": ids, "position_ids": positions, "kv_len": kv_len, "tree": tree}
+        small = own | self.caches.inputs(rows)
+        inputs = [to_tensor(small[spec.name]) for spec in function.spec.inputs if spec.name in small]
         tensors = function.arguments((*inputs, *map(to_tensor, self.caches.buffers(rows))))
-        call = _Call(ids, positions, kv_len, tensors)
+        call = _Call(ids, positions, kv_len, tree, tensors)
         if count == 1:
             self._single_calls[key] = call
         return call
@@ -243,6 +308,14 @@ class Session:
 def caches_of(decoder: DecoderSpec, batch: int, pages: int | None) -> Caches:
     """Empty caches as the artifact's functions want them."""
     return PagedCaches(decoder, batch, pages) if decoder.paged else RowCaches(decoder, batch)
+
+
+def _logits(function: Function, call: _Call) -> np.ndarray:
+    """What a step function computes, [R, S, V], or [R, 1, V] of the last tokens."""
+    result = function.run(call.arguments)
+    # A function may return the caches after the logits: they are the very same memory.
+    logits = to_numpy(result if isinstance(result, tvm_ffi.Tensor) else result[0])
+    return logits.copy() if function.spec.workspaces else logits  # the next call writes there again
 
 
 def _shown(lengths: np.ndarray) -> str:

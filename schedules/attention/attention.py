@@ -63,7 +63,7 @@ class Attention(Template):
                 T.func_name("attention")
                 T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
                 buffers, symbols = parameters(workload.inputs() + workload.outputs())
-                call = Call(workload, Simd(target), buffers, symbols)
+                call = Call(workload, buffers, symbols, Simd(target))
                 with T.If(symbols["S"] <= MAX_QUERIES):
                     with T.Then():
                         decode(call, chunk, serial_kib, MR, NR)

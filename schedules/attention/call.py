@@ -12,11 +12,10 @@ from llmc.tvm_shim import T
 
 
 @dataclass(frozen=True)
-class Call:
-    """What every piece of the kernel's body sees of its call: buffers, and symbolic dimensions."""
+class Operands:
+    """What every piece of a kernel's body sees of its call, whatever the target: buffers, and symbolic dimensions."""
 
     w: AttentionWorkload
-    simd: Simd
     buffers: dict[str, Any]
     symbols: dict[str, Any]
 
@@ -61,3 +60,10 @@ class Call:
         """Index of `n` columns of stacked row `r` in q and out."""
         head = kv * self.w.group + r % self.w.group
         return [b, r // self.w.group, span(head * self.w.head_dim + column, n)]
+
+
+@dataclass(frozen=True)
+class Call(Operands):
+    """A call on a CPU, whose vectors are `simd`'s."""
+
+    simd: Simd

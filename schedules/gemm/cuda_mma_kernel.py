@@ -1,0 +1,395 @@
+"""The body of linear layers on tensor cores: x rounded in shared memory, weights straight into registers.
+
+A block goes over k in steps. While it multiplies one step, the weights of the next ones are copied to shared memory
+(cp.async, several stages), and x of the next one is loaded to registers; it is rounded on its way to shared memory. One
+barrier a step is enough: what a step writes, the step before it has read.
+
+Codes are multiplied as whole numbers, which 16 bits hold exactly; scales come on the float32 sums of each group. Where
+zero points differ between groups, their part of a sum is the zero point times the sum of x: a product with ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmc.schedules import epilogue
+from llmc.schedules.gemm.cuda_mma_packing import TILE, FragmentLayout
+from llmc.schedules.gemm.cuda_mma_tile import BlockTile
+from llmc.schedules.gemm.lowbit_kernel import widened
+from llmc.schedules.gemm.packing import stored_dtype
+from llmc.targets import mma
+from llmc.targets.base import Target
+from llmc.targets.threads import WARP, Cell, Scalar, barrier, launch, shared
+from llmc.tvm_shim import IRBuilder, T
+
+FEW = mma.ROWS  # rows that the first tile is for
+_HALF_1024 = 0x6400  # a float16 whose lowest bits count ones
+CHUNKS = 8  # of 16 bytes in the row of x that a warp takes in a step
+
+
+class MmaKernel:
+    """One kernel under construction: `kind` is that of its products (`mma.multiply_add`), `block` what a thread does.
+
+    `group` is k of one scale, None where one scale serves the whole row (or none is needed: `scale_dtype` "").
+    """
+
+    def __init__(
+        self,
+        workload: Any,
+        target: Target,
+        tiles: tuple[BlockTile, BlockTile],
+        layout: FragmentLayout,
+        kind: str,
+        block: type[MmaBlock],
+    ) -> None:
+        self.w, self.scalar, self.tiles, self.layout = workload, Scalar(target), tiles, layout
+        self.kind, self.block = kind, block
+        self.scale_dtype: str = getattr(workload, "scale_dtype", "")
+        self.symmetric: bool = getattr(workload, "symmetric", True)
+        size = getattr(workload, "group_size", workload.K)
+        self.group = size if size < workload.K else None
+        self.groups = -(-workload.K // size)
+
+    def build(self) -> Any:
+        w, layout = self.w, self.layout
+        with IRBuilder() as ib, T.prim_func(s_tir=True):
+            T.func_name(w.kernel_name)
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            inputs = {arg.name: T.arg(arg.name, T.handle()) for arg in w.inputs()}
+            self.q = T.arg("q", T.Buffer((layout.tiles, layout.units, 4 * WARP), "uint32"))
+            self.planes: dict[str, Any] = {}
+            for name, dtype in self.plane_dtypes().items():
+                plane = T.Buffer((layout.tiles, self.groups, TILE), stored_dtype(dtype))
+                self.planes[name] = T.arg(name, plane)
+            self.bias = T.arg("bias", T.Buffer((w.N,), "float32")) if w.bias else None
+            y = T.arg("y", T.handle())
+            self.M = T.int64()
+            self.x = T.match_buffer(inputs["x"], (self.M, w.K), "float32")
+            self.residual = T.match_buffer(inputs["residual"], (self.M, w.columns), "float32") if w.residual else None
+            self.y = T.match_buffer(y, (self.M, w.columns), "float32")
+            few, many = self.tiles
+            with T.If(self.M <= FEW):
+                with T.Then():
+                    self._launch(few)
+                with T.Else():
+                    self._launch(many)
+        return ib.get()
+
+    def plane_dtypes(self) -> dict[str, str]:
+        """What is stored for each row and group, with its dtype."""
+        planes = {"scale": self.scale_dtype} if self.scale_dtype else {}
+        return planes if self.symmetric else planes | {"zero": "float32"}
+
+    def _launch(self, tile: BlockTile) -> None:
+        columns = -(-self.layout.tiles // tile.across)
+        with launch(tile.threads, columns, T.floordiv(self.M + (tile.rows - 1), T.int64(tile.rows))) as at:
+            self.block(self, tile, *at).emit()
+
+
+class MmaBlock:
+    """What one thread does of one block's tile, for products of 16-bit elements."""
+
+    ones = 0x3C003C00  # a register of B
+    sums_dtype = "float32"  # of a group
+
+
+    def __init__(self, kernel: MmaKernel, tile: BlockTile, thread: Any, column_block: Any, row_block: Any) -> None:
+        self.k, self.tile, self.layout, self.pack = kernel, tile, kernel.layout, kernel.layout.pack
+        self.thread, self.lane = thread, Cell(mma.lane_of(thread), "int64").v
+        warp = T.bind(T.floordiv(thread, T.int64(WARP)))
+        self.along = T.bind(T.floormod(warp, T.int64(tile.along)))
+        place = T.bind(T.floordiv(warp, T.int64(tile.along)))
+        self.across = T.bind(T.floormod(place, T.int64(tile.across)))
+        self.down = T.bind(T.floordiv(place, T.int64(tile.across)))
+        self.r, self.q = mma.fragment_place(self.lane)
+        self.first_tile = T.bind(column_block * tile.across)
+        self.first_row = T.bind(row_block * tile.rows)
+        self.depth = self.layout.step * tile.along  # k of one step of the block
+        self.steps = -(-kernel.w.K // self.depth)
+        self.units = self.layout.step // self.layout.unit  # of one warp in one step
+        self.spans = 1 if kernel.group is None else max(1, self.layout.step // kernel.group)
+        self.products = self.layout.step // mma.depth(self.pack)  # along k, of one warp in one step
+
+    # The pipeline
+
+    def emit(self) -> None:
+        tile, stages = self.tile, self.tile.stages
+        row_words = self.depth // self.pack
+        self.a = shared((2, tile.rows, row_words), "uint32")
+        self.b = shared((stages, tile.across, self.units * tile.along, 4 * WARP), "uint32")
+        self.staged = {}
+        if self.k.group is not None:
+            for name, plane in self.k.planes.items():
+                shape = (stages, tile.across, tile.along * self.spans * TILE)
+                self.staged[name] = shared(shape, str(plane.dtype))
+        self.items = tile.rows * tile.along * CHUNKS // tile.threads
+        self.held = T.alloc_buffer((self.items * 4 * self.pack,), "float32", scope="local")
+        self.sums = self._accumulators()
+        self.row_sums = self._row_sums()
+        for step in range(stages - 1):
+            if step < self.steps:
+                self._copy_weights(step, step)
+            mma.commit_copies()
+        self._load_x(0)
+        self._store_x(0)
+        with T.serial(0, self.steps) as at:
+            step = T.bind(T.Cast("int64", at))
+            mma.wait_copies(stages - 2)
+            barrier()
+            with T.If(step + (stages - 1) < self.steps), T.Then():
+                self._copy_weights(step + (stages - 1), T.floormod(step + (stages - 1), T.int64(stages)))
+            mma.commit_copies()
+            with T.If(step + 1 < self.steps), T.Then():
+                self._load_x(step + 1)
+            self._multiply(T.bind(T.floormod(step, T.int64(stages))), T.bind(T.floormod(step, T.int64(2))))
+            with T.If(step + 1 < self.steps), T.Then():
+                self._store_x(T.floormod(step + 1, T.int64(2)))
+        if self.k.group is None and self.k.scale_dtype:
+            self._fold(self.sums, self.sums, self.row_sums, self._whole_row)
+        if tile.along > 1:
+            self._add_up()
+        with T.If(self.along == 0), T.Then():
+            self._finish()
+
+    def _copy_weights(self, step: Any, slot: Any) -> None:
+        """Begin to copy the weights of a step, and what belongs to them; zeros for k beyond the last unit."""
+        tile, layout = self.tile, self.layout
+        units = self.units * tile.along
+        whole = layout.units % units == 0
+        for i in self._shares(tile.across * units * WARP):
+            at, word = T.bind(T.floordiv(i, T.int64(units * WARP))), T.bind(T.floormod(i, T.int64(units * WARP)))
+            local, lane = T.bind(T.floordiv(word, T.int64(WARP))), T.bind(T.floormod(word, T.int64(WARP)))
+            unit = T.bind(step * units + local)
+            column = T.min(self.first_tile + at, T.int64(layout.tiles - 1))
+            source = self.k.q[column, unit if whole else T.min(unit, T.int64(layout.units - 1)), lane * 4]
+            mma.copy_async(self.b[slot, at, local, lane * 4], source, None if whole else unit < layout.units)
+        for name, staged in self.staged.items():
+            self._copy_plane(self.k.planes[name], staged, step, slot)
+
+    def _copy_plane(self, plane: Any, staged: Any, step: Any, slot: Any) -> None:
+        group, layout = self.k.group, self.layout
+        assert group is not None
+        per_copy = mma.COPIED // np.dtype(str(plane.dtype)).itemsize
+        of_group = TILE // per_copy
+        spans = self.tile.along * self.spans
+        for i in self._shares(self.tile.across * spans * of_group):
+            at, rest = T.bind(T.floordiv(i, T.int64(spans * of_group))), T.bind(T.floormod(i, T.int64(spans * of_group)))
+            span, part = T.bind(T.floordiv(rest, T.int64(of_group))), T.bind(T.floormod(rest, T.int64(of_group)))
+            k = (step * spans + span) * (layout.step // self.spans)
+            g = T.min(T.floordiv(k, T.int64(group)), T.int64(self.k.groups - 1))
+            column = T.min(self.first_tile + at, T.int64(layout.tiles - 1))
+            mma.copy_async(staged[slot, at, span * TILE + part * per_copy], plane[column, g, part * per_copy])
+
+    def _shares(self, count: int) -> Any:
+        """What this thread does of `count` pieces that the block shares out."""
+        threads = self.tile.threads
+        for start in range(0, count, threads):
+            i = T.bind(self.thread + start)
+            if start + threads <= count:
+                yield i
+            else:
+                with T.If(i < count), T.Then():
+                    yield i
+
+    def _x_place(self, item: int) -> tuple[Any, Any]:
+        """Row in the tile and chunk of 16 bytes in the row of what this thread stages."""
+        chunks = CHUNKS * self.tile.along
+        i = T.bind(self.thread + item * self.tile.threads)
+        return T.bind(T.floordiv(i, T.int64(chunks))), T.bind(T.floormod(i, T.int64(chunks)))
+
+    def _load_x(self, step: Any) -> None:
+        """This thread's share of x, a row beyond the last one being the last one again; 0 where k ends."""
+        elements, K = 4 * self.pack, self.k.w.K
+        for item in range(self.items):
+            row, chunk = self._x_place(item)
+            m = T.bind(T.min(self.first_row + row, self.k.M - 1))
+            k = T.bind(step * self.depth + chunk * elements)
+            for part in range(0, elements, 4):
+                value = self.k.x[m, T.ramp(k + part, 1, 4)]
+                if K % self.depth:
+                    value = T.if_then_else(k + part < K, value, T.broadcast(T.float32(0), 4))
+                T.buffer_store(self.held, value, [T.ramp(item * elements + part, 1, 4)])
+
+    def _store_x(self, slot: Any) -> None:
+        """Rounded, as rows of 16-byte chunks whose order changes from row to row: eight rows of one chunk, which a
+        matrix is made of, meet 32 different banks."""
+        words = T.alloc_buffer((4,), "uint32", scope="local")
+        for item in range(self.items):
+            row, chunk = self._x_place(item)
+            for word in range(4):
+                T.buffer_store(words, self._rounded(item * 4 * self.pack + word * self.pack), [word])
+            to = T.bitwise_xor(chunk, T.bitwise_and(row, T.int64(CHUNKS - 1))) * 4
+            T.buffer_store(self.a, words[T.ramp(0, 1, 4)], [slot, row, T.ramp(to, 1, 4)])
+
+    def _rounded(self, at: int) -> Any:
+        """Two held values in one register."""
+        if self.k.kind == "f16":
+            return T.reinterpret("uint32", T.Cast("float16x2", self.held[T.ramp(at, 1, 2)]))
+        low, high = (_bfloat16_bits(self.held[at + i]) for i in range(2))
+        return T.bitwise_or(T.shift_right(low, T.uint32(16)), T.bitwise_and(high, T.uint32(0xFFFF0000)))
+
+    # Products
+
+    def _accumulators(self, dtype: str = "float32") -> list[list[list[Cell]]]:
+        """[products of 16 rows][4 matrices][registers], zeros."""
+        return [[_registers(dtype) for _ in range(4)] for _ in range(self.tile.products)]
+
+    def _row_sums(self) -> list[list[Cell]]:
+        """[products of 16 rows][registers]: sums of x, where zero points want them."""
+        return [] if self.k.symmetric else [_registers(self.sums_dtype) for _ in range(self.tile.products)]
+
+    def _multiply(self, slot: Any, a_slot: Any) -> None:
+        """One step of this warp."""
+        a = [[Cell(T.uint32(0), "uint32") for _ in range(4)] for _ in range(self.tile.products)]
+        words = [Cell(T.uint32(0), "uint32") for _ in range(4)]
+        loaded = T.alloc_buffer((4,), "uint32", scope="local")
+        for span in range(self.spans):
+            grouped = self.k.group is not None
+            sums = self._accumulators(self.sums_dtype) if grouped else self.sums
+            row_sums = self._row_sums() if grouped else self.row_sums
+            each = self.products // self.spans
+            for product in range(span * each, (span + 1) * each):
+                self._load_a(a, a_slot, product)
+                b: list[list[Any]] = [[], [], [], []]
+                for register in (2 * product, 2 * product + 1):
+                    unit, i = divmod(register, self.layout.registers)
+                    if i == 0:
+                        at = [slot, self.across, self.along * self.units + unit, T.ramp(self.lane * 4, 1, 4)]
+                        T.buffer_store(loaded, self.b[tuple(at)], [T.ramp(0, 1, 4)])
+                        for j, word in enumerate(words):
+                            word.v = loaded[j]
+                    for j, word in enumerate(words):
+                        b[j].append(Cell(self._decoded(word.v, i), "uint32").v)
+                for m in range(self.tile.products):
+                    operands = [cell.v for cell in a[m]]
+                    for j in range(4):
+                        mma.multiply_add(self.k.kind, sums[m][j], operands, b[j])
+                    if row_sums:
+                        ones = T.uint32(self.ones)
+                        mma.multiply_add(self.k.kind, row_sums[m], operands, [ones, ones])
+            if grouped:
+                self._fold_span(sums, row_sums, slot, a_slot, span)
+
+    def _load_a(self, a: list[list[Cell]], slot: Any, product: int) -> None:
+        for m, registers in enumerate(a):
+            row = (self.down * self.tile.products + m) * mma.ROWS + T.floormod(self.lane, T.int64(mma.ROWS))
+            chunk = self.along * CHUNKS + 2 * product + T.floordiv(self.lane, T.int64(mma.ROWS))
+            swizzled = T.bitwise_xor(chunk, T.bitwise_and(self.lane, T.int64(7)))
+            mma.load_matrices(registers, self.a[slot, row, swizzled * 4])
+
+    def _decoded(self, word: Any, i: int) -> Any:
+        """Register i of a word: two codes less the zero point, as float16. The bits of a code are put where a float16
+        of 1024 counts ones, and 1024 is subtracted: both exact."""
+        width = self.layout.width
+        if width == 16:
+            return word
+        bits = T.shift_right(word, T.uint32(width * i)) if i else word
+        mask = (1 << width) - 1
+        bits = T.bitwise_or(T.bitwise_and(bits, T.uint32(mask * 0x10001)), T.uint32(_HALF_1024 * 0x10001))
+        offset = 1024 + (self.k.w.zero if self.k.symmetric else 0)
+        return T.reinterpret("uint32", T.reinterpret("float16x2", bits) - T.broadcast(T.float16(offset), 2))
+
+    # Scales
+
+    def _of_span(self, name: str, slot: Any, span: int) -> list[Any]:
+        """Eight staged values of a plane, for the columns of this thread."""
+        first = (self.along * self.spans + span) * TILE + self.q * 8
+        return self._eight(lambda k: self.staged[name][slot, self.across, T.ramp(first + k, 1, 4)], name)
+
+    def _fold_span(self, sums: Any, row_sums: list[list[Cell]], slot: Any, a_slot: Any, span: int) -> None:
+        self._fold(self.sums, sums, row_sums, lambda name: self._of_span(name, slot, span))
+
+    def _whole_row(self, name: str) -> list[Any]:
+        column = T.min(self.first_tile + self.across, T.int64(self.layout.tiles - 1))
+        return self._eight(lambda k: self.k.planes[name][column, 0, T.ramp(self.q * 8 + k, 1, 4)], name)
+
+    def _eight(self, load: Any, name: str) -> list[Any]:
+        values = T.alloc_buffer((8,), "float32", scope="local")
+        dtype = self.k.plane_dtypes()[name]
+        for k in (0, 4):
+            T.buffer_store(values, widened(load(k), dtype, 4), [T.ramp(k, 1, 4)])
+        return [values[k] for k in range(8)]
+
+    def _fold(self, into: Any, sums: Any, row_sums: list[list[Cell]], values: Any) -> None:
+        """into (+)= scale * (sums - zero * sum of x): `into` is `sums` where there is one group."""
+        scale = values("scale")
+        zero = [] if self.k.symmetric else values("zero")
+        for m, row in enumerate(sums):
+            for j, registers in enumerate(row):
+                for at, register in enumerate(registers):
+                    h, e = divmod(at, 2)
+                    value = register.v
+                    if zero:
+                        value = value - zero[2 * j + e] * row_sums[m][2 * h].v
+                    value = value * scale[2 * j + e]
+                    total = into[m][j][at]
+                    total.v = value if into is sums else total.v + value
+
+    # The end
+
+    def _add_up(self) -> None:
+        """Over the warps that shared k: the first one gets the sums of all."""
+        tile = self.tile
+        count = tile.products * 4 * mma.ACCUMULATORS
+        parts = shared((tile.along - 1, tile.down * tile.across, count, WARP))
+        place = T.bind(self.down * tile.across + self.across)
+        cells = [cell for row in self.sums for registers in row for cell in registers]
+        with T.If(self.along > 0), T.Then():
+            for i, cell in enumerate(cells):
+                T.buffer_store(parts, cell.v, [self.along - 1, place, i, self.lane])
+        barrier()
+        with T.If(self.along == 0), T.Then():
+            for i, cell in enumerate(cells):
+                for other in range(tile.along - 1):
+                    cell.v = cell.v + parts[other, place, i, self.lane]
+
+    def _finish(self) -> None:
+        """Bias, activation, residual, store."""
+        w, made = self.k.w, 4 // self.k.w.halves
+        first = T.bind((self.first_tile + self.across) * (TILE // w.halves) + self.q * 2)
+        for m in range(self.tile.products):
+            for h in range(2):
+                row = T.bind(
+                    self.first_row + (self.down * self.tile.products + m) * mma.ROWS + 8 * h + self.r
+                )
+                with T.If(row < self.k.M), T.Then():
+                    for j in range(made):
+                        sums = [self.sums[m][j + half * made] for half in range(w.halves)]
+                        self._store(row, first + 8 * j, [[registers[2 * h + e] for registers in sums] for e in range(2)])
+
+    def _store(self, row: Any, column: Any, sums: list[list[Cell]]) -> None:
+        """Two neighbouring columns: at once where rows begin at even places."""
+        columns = self.k.w.columns
+        if columns % 2:
+            for e in range(2):
+                with T.If(column + e < columns), T.Then():
+                    value = self._value(row, column + e, sums[e])
+                    T.buffer_store(self.k.y, value, [row, column + e])
+            return
+        with T.If(column < columns), T.Then():
+            pair = T.alloc_buffer((2,), "float32", scope="local")
+            for e in range(2):
+                T.buffer_store(pair, self._value(row, column + e, sums[e]), [e])
+            T.buffer_store(self.k.y, pair[T.ramp(0, 1, 2)], [row, T.ramp(column, 1, 2)])
+
+    def _value(self, row: Any, column: Any, sums: list[Cell]) -> Any:
+        w, bias = self.k.w, self.k.bias
+        values = [Cell(s.v if bias is None else s.v + bias[column + i * w.columns]).v for i, s in enumerate(sums)]
+        if w.activation == "silu_mul":
+            value = epilogue.silu_mul(self.k.scalar, *values)
+        else:
+            value = epilogue.apply(self.k.scalar, w.activation, values[0])
+        return value if self.k.residual is None else value + self.k.residual[row, column]
+
+
+def _registers(dtype: str) -> list[Cell]:
+    return [Cell(T.Cast(dtype, T.int32(0)), dtype) for _ in range(mma.ACCUMULATORS)]
+
+
+def _bfloat16_bits(value: Any) -> Any:
+    """A float32 rounded to bfloat16, ties to even, in the upper half of its bits."""
+    bits = Cell(T.reinterpret("uint32", value), "uint32").v
+    odd = T.bitwise_and(T.shift_right(bits, T.uint32(16)), T.uint32(1))
+    return bits + (T.uint32(0x7FFF) + odd)

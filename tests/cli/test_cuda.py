@@ -1,0 +1,52 @@
+"""A model for a GPU through the command line, on a machine without one: compiled, inspected, not run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from llmc.gpu.sources import cuda_sources
+from llmc.targets.detect import compute_capability
+from tests.cli.conftest import Call
+from tests.gpu.tools import needs_compiler
+
+
+@needs_compiler
+def test_a_model_for_a_gpu_is_compiled_and_inspected(llmc: Call, relu: Path, mlp: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "relu.llmc"
+    code, _, err = llmc("compile", relu, "--target", "cuda-sm80", "-o", artifact)
+    assert code == 0 and "cuda-sm80: NVIDIA Ampere" in err
+
+    code, out, _ = llmc("inspect", artifact, "--kernels", "--json")
+    (kernel,) = json.loads(out)
+    assert code == 0 and kernel["name"] == "relu_kernel" and kernel["arch"] == "sm_80"
+    assert 0 < kernel["registers"] < 256 and 0 < kernel["occupancy"] <= 1
+    assert kernel["spill_bytes"] == kernel["shared_bytes"] == kernel["hmma"] == kernel["imma"] == 0
+    assert kernel["predicted_us"] is None  # nothing says yet how long it takes
+    code, out, _ = llmc("inspect", artifact, "--kernels")
+    assert code == 0 and "relu_kernel" in out and "run           not yet, on any GPU" in out
+    code, out, _ = llmc("inspect", artifact)
+    assert code == 0 and "cuda-sm80 (sm_80), needs an NVIDIA GPU" in out and "cuda/relu_kernel.cu" in out
+    (source,) = cuda_sources(artifact).values()
+    assert 'extern "C" __global__' in source.source and len(source.launch.arguments) == 3
+
+    code, _, err = llmc("inspect", mlp, "--kernels")
+    assert code == 6 and "holds no kernels for a GPU" in err
+
+    if compute_capability() is None:
+        np.save(tmp_path / "x.npy", np.zeros((2, 8), np.float32))
+        code, _, err = llmc("run", artifact, "--input", f"x={tmp_path / 'x.npy'}")
+        assert code == 6 and "needs an NVIDIA GPU of sm_80 or later" in err and "hint" in err
+
+
+def test_targets_say_what_can_be_done_here(llmc: Call) -> None:
+    code, out, _ = llmc("targets", "--json")
+    known = json.loads(out)["targets"]
+    assert code == 0 and known["cuda-sm90"]["mcpu"] == "sm_90" and "run on no GPU yet" in known["cuda-sm90"]["verified"]
+    assert known["cuda-sm80"]["runs_here"] is (compute_capability() is not None)
+
+
+def test_tuning_for_a_gpu_is_refused(llmc: Call, relu: Path) -> None:
+    code, _, err = llmc("compile", relu, "--target", "cuda", "--tune", "quick")
+    assert code == 2 and "kernels for GPUs are not tuned yet" in err and "hint" in err

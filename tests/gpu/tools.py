@@ -1,0 +1,41 @@
+"""What tests of GPU code need: NVIDIA's compiler, and small functions to compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmc.gpu import toolchain
+from llmc.targets.threads import barrier, launch, shared
+from llmc.tvm_shim import IRBuilder, T
+
+needs_compiler = pytest.mark.skipif(not toolchain.available(), reason="NVIDIA's compiler is not installed: llmc[cuda]")
+
+SOURCE = """extern "C" __global__ void __launch_bounds__(64) double_it(float* x, long n) {
+  __shared__ float tile[64];
+  long i = blockIdx.x * 64L + threadIdx.x;
+  tile[threadIdx.x] = i < n ? x[i] : 0;
+  __syncthreads();
+  if (i < n) x[i] = tile[63 - threadIdx.x] + tile[threadIdx.x];
+}
+"""
+
+
+def reversal(dynamic: bool = False) -> Any:
+    """A PrimFunc: y [M, 64] = the rows of x, reversed by way of shared memory; a block takes four rows."""
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        T.func_name("reversal")
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        handles = [T.arg(name, T.handle()) for name in "xy"]
+        M = T.int64()
+        x, y = (T.match_buffer(h, (M, 64), "float32") for h in handles)
+        with launch(64, T.floordiv(M + 3, T.int64(4))) as (thread, block):
+            row = T.alloc_buffer((64,), "float32", scope="shared.dyn") if dynamic else shared((64,))
+            with T.serial(0, 4) as r:
+                m = T.bind(T.min(block * 4 + r, M - 1))
+                T.buffer_store(row, x[m, thread], [thread])
+                barrier()
+                T.buffer_store(y, row[63 - thread], [m, thread])
+                barrier()
+    return ib.get()
