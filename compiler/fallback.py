@@ -49,7 +49,7 @@ def legalize_and_schedule(mod: IRModule, target: Target) -> IRModule:
                 if target.kind != "cuda":
                     mod[name] = schedule(func)
                 elif not func.attrs.get("tirx.is_host_func", False):
-                    mod[name] = gpu.schedule(name.name_hint, func, device).with_attr(SCHEDULED, True)
+                    mod[name] = gpu.schedule(func, device).with_attr(SCHEDULED, True)
     return mod
 
 

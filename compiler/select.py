@@ -82,7 +82,7 @@ def _linear(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
     bias, residual = bool(node.inputs[2]), bool(node.inputs[3])
     activation = node.attrs["activation"]
     if target.kind == "cuda":
-        return (cuda_linear(weight, bias, activation, residual),)
+        return (cuda_linear(weight, bias, activation, residual, node.attrs["activations"], target),)
     if isinstance(weight, np.ndarray):
         N, K = weight.shape
         if node.attrs["activations"] == "bf16":

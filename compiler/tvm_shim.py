@@ -120,12 +120,12 @@ def vm_codegen(module: IRModule) -> tuple[Any, IRModule]:
     """(byte code of the Relax functions of `module`, its PrimFuncs): the first half of relax.build."""
     builder = relax.ExecBuilder()
     module = vm_build._vmcodegen(builder, module, "bytecode")
-    return builder, vm_build._filter_tir(module)
+    return builder, vm_build._filter_tir(module) or IRModule({})
 
 
 def vm_link(builder: Any, host: IRModule, target: TvmTarget) -> Any:
     """The executable of byte code and lowered host functions: the second half. Kernels are left to whoever loads it."""
-    library = tvm.get_global_func("target.build.llvm")(host, target.host)
+    library = tvm.get_global_func("target.build.llvm")(host, target.host) if host.functions else None
     return vm_build.VMExecutable(vm_build._ffi_api.VMLink(builder, target, library, [], {}))
 
 

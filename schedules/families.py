@@ -17,6 +17,7 @@ from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorklo
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
 from llmc.schedules.gemm.cuda import CUDA_LINEAR, CUDA_LOWBIT, CUDA_TABLE
+from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, TABLE, LowBitLinearWorkload, TableLinearWorkload
 from llmc.schedules.gemm.outliers import OUTLIERS, OutlierLinearWorkload
@@ -49,6 +50,9 @@ FAMILIES: dict[str, tuple[Template, type[Workload]]] = {
         (CUDA_LINEAR, DenseLinearWorkload),
         (CUDA_LOWBIT, LowBitLinearWorkload),
         (CUDA_TABLE, TableLinearWorkload),
+        (MMA_LOWBIT, HalfLinearWorkload),
+        (MMA_INT8, LowBitLinearWorkload),
+        (MMA_BF16, Bf16LinearWorkload),
         (CUDA_NORM, NormWorkload),
     )
 }

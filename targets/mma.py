@@ -42,11 +42,18 @@ _MULTIPLY = {
 }
 
 
-def load_matrices(registers: Sequence[Cell], row: Any) -> None:
+def load_matrices(registers: Sequence[Cell], row: Any, transposed: bool = False) -> None:
     """Four 8 x 8 matrices of 16-bit elements from shared memory, one into each register (ldmatrix). `row` is the element
-    where this thread's row of 16 bytes begins: threads 8 i … 8 i + 7 name the rows of matrix i."""
+    where this thread's row of 16 bytes begins: threads 8 i … 8 i + 7 name the rows of matrix i. A register holds row r,
+    columns 2 q and 2 q + 1; `transposed` it holds column r, rows 2 q and 2 q + 1."""
     into = [cell.v for cell in registers]
-    T.evaluate(T.ptx["ldmatrix.sync.aligned.m8n8.x4.shared.b16"](*into, T.address_of(row)))
+    way = ".trans" if transposed else ""
+    T.evaluate(T.ptx[f"ldmatrix.sync.aligned.m8n8.x4{way}.shared.b16"](*into, T.address_of(row)))
+
+
+def pack_bf16(register: Cell, low: Any, high: Any) -> None:
+    """register := two float32 rounded to bfloat16, to nearest, ties to even."""
+    T.evaluate(T.ptx["cvt.rn.bf16x2.f32"](register.v, high, low))
 
 
 def copy_async(to: Any, source: Any, valid: Any = None) -> None:

@@ -29,13 +29,18 @@ def command(
     chat: Annotated[
         bool | None, typer.Option("--chat/--raw", help="Use the chat template, or not; default: if there is one.")
     ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Go on without an end: keep only so many latest tokens, and the sinks.")
+    ] = None,
+    sinks: Annotated[int, typer.Option(help="With --window: how many of the first tokens stay.")] = 4,
     threads: ThreadsOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Answer or continue a prompt, or several at once.
 
     One prompt's text appears while it is made, those of several as each is done. Several take little longer than one:
-    each step reads the weights once for all of them.
+    each step reads the weights once for all of them. With --window a text may be longer than the model's length, in
+    memory that does not grow.
 
     \b
     Example:
@@ -51,7 +56,8 @@ def command(
     model = load(artifact, threads=threads)
     loaded = time.perf_counter() - started
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    session, ids = model.session(len(texts)), [_encode(model, text, chat) for text in texts]
+    session = model.session(len(texts), window=window, sinks=sinks)
+    ids = [_encode(model, text, chat) for text in texts]
     found: Generation | Generations
     if len(texts) == 1:
         found = generate(session, ids[0], max_new_tokens, **options)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ class GenAiEngine(Engine):
 
     def reset(self, batch: int = 1, room: int = ROOM) -> None:
         params = onnxruntime_genai.GeneratorParams(self.model)
-        length = max(room, ROOM)  # its caches are made for the whole length at once
+        length = max(room + 1, ROOM)  # caches are made for all of it at once; the last token is chosen, but never read
         params.set_search_options(batch_size=batch, max_length=length, min_length=length, do_sample=False)
         self.generator = onnxruntime_genai.Generator(self.model, params)
 

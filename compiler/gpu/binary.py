@@ -14,7 +14,7 @@ _SYSTEM_SHARED = 1 << 10  # bytes of shared memory that every block loses to the
 _SHARED_UNIT = 128
 
 # Load and store instructions: opcode, qualifiers. The width is 4 bytes unless a qualifier says otherwise.
-_MEMORY = re.compile(r"\b(LDG|STG|LDS|STS|LDL|STL|LDGSTS)((?:\.\w+)*)")
+_MEMORY = re.compile(r"\b(LDG|STG|LDS|STS|LDL|STL|LDGSTS)\b((?:\.\w+)*)")
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 

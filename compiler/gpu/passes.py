@@ -6,6 +6,7 @@ changed by nothing that may move an access across one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,11 +54,21 @@ def lower(module: IRModule, target: TvmTarget) -> tuple[IRModule, dict[str, tupl
     lowered = default(IRModule(parts[False], attrs=module.attrs))
     lowered.update(_SHORT(IRModule(parts[True], attrs=module.attrs)))
     host, device = split_host_device(lowered)
+    device = IRModule({name: _with_plain_names(func) for name, func in device.functions.items()})
     launches = {name.name_hint: launch_of(func) for name, func in device.functions.items()}
     finished = {name.name_hint: func for name, func in finalize_device()(device).functions.items()}
     kernels = {name: (finished[name], launch) for name, launch in sorted(launches.items())}
     host = IRModule({name: _launch_none_of_nothing(func, kernels) for name, func in host.functions.items()})
     return tirx.transform.SkipAssert()(finalize_host()(host)), kernels
+
+
+def _with_plain_names(func: PrimFunc) -> PrimFunc:
+    """A device function whose parameters have names of C: the model's own, of inputs and dimensions, may be any text."""
+    plain = {
+        param: tirx.Var(f"p{i}_{re.sub(r'[^A-Za-z0-9]', '_', param.name)}", param.ty)
+        for i, param in enumerate(func.params)
+    }
+    return tvm_ffi.structural_map(func, (tvm.ir.Var, lambda var: plain.get(var, var)), order="post")
 
 
 def _launch_none_of_nothing(func: PrimFunc, kernels: Mapping[str, tuple[PrimFunc, Launch]]) -> PrimFunc:

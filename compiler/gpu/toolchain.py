@@ -62,7 +62,7 @@ class Toolchain:
         try:
             binary = self._with_nvrtc(source, arch) if self.nvrtc else self._with_nvcc(source, arch)
         except nvrtc.CompileError as error:
-            names = re.findall(r"__global__ .*?(\w+)\(", source)
+            names = re.findall(r"__global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(", source)
             what = f"the CUDA compiler ({self.identity}) refuses this kernel: {_first_error(str(error))}"
             raise KernelError(
                 what,

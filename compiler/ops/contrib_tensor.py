@@ -66,7 +66,7 @@ def _cdist(ctx: Context) -> Expr:
             return (a(i, k) - b(j, k)) * (a(i, k) - b(j, k))
 
         total = reduce_rows(te.sum, out, square, n, "distance")
-        return total if metric == "sqeuclidean" else te.compute(out, lambda i, j: te.sqrt(total(i, j)), name="root")
+        return total if metric == "sqeuclidean" else te.compute(out, lambda i, j: te.sqrt(total(i, j)), name="distance")
 
     return compute(ctx, "cdist", body, ctx.x(0), ctx.x(1), [ctx.shape(0)[0], ctx.shape(1)[0]], ctx.shape(0)[1])
 

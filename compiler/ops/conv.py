@@ -277,7 +277,7 @@ def _lp_pool(ctx: Context) -> Expr:
     p, dtype = float(ctx.attr("p", 2)), ctx.dtype()
     power = te.const(p, dtype)
     total, _ = _pool(ctx, "lp_pool", te.sum, 0, lambda v: te.power(te.abs(v), power))
-    return elementwise(ctx, "root", lambda v: te.power(v, te.const(1 / p, dtype)), total)
+    return elementwise(ctx, "lp_root", lambda v: te.power(v, te.const(1 / p, dtype)), total)
 
 
 def _global(f: Any) -> Rule:
@@ -289,7 +289,7 @@ def _global_lp(ctx: Context) -> Expr:
     power = te.const(p, dtype)
     x = elementwise(ctx, "power", lambda v: te.power(te.abs(v), power), ctx.x())
     total = ctx.emit(op.sum(x, list(range(2, ctx.rank())), True))
-    return elementwise(ctx, "root", lambda v: te.power(v, te.const(1 / p, dtype)), total)
+    return elementwise(ctx, "lp_root", lambda v: te.power(v, te.const(1 / p, dtype)), total)
 
 
 RULES: dict[str, Rule] = {

@@ -122,14 +122,23 @@ class Model:
         outputs = self.main({**(arrays or {}), **named})
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
-    def session(self, batch: int = 1, pages: int | None = None) -> Session:
+    def session(
+        self, batch: int = 1, pages: int | None = None, *, window: int | None = None, sinks: int = 4
+    ) -> Session:
         """A new, empty session of a decoder, with `batch` sequences. Raises ArtifactError if the model is none.
 
         `pages` bounds the pool that the session and its forks share, where the model was compiled with a paged cache.
+        With `window` the session, of one row, has no end: it keeps the first `sinks` tokens and the last `window`. A
+        window of at most half the model's length is quick.
         """
         from llmc.runtime.session import Session
+        from llmc.runtime.streaming import StreamingSession
 
-        return Session(self, batch, pages)
+        if window is None:
+            return Session(self, batch, pages)
+        if batch != 1:
+            raise InputError(f"a session with a window has one row, not {batch}", hint="open a session for each text")
+        return StreamingSession(self, window, sinks, pages)
 
     @property
     def main(self) -> Function:

@@ -127,6 +127,7 @@ class Session:
         ids = self._check(tokens)
         assert isinstance(ids, np.ndarray)
         tree, count = DraftTree.of(ids[0], parents), ids.shape[1]
+        self._make_room(count)
         self.caches.grow(self._lengths, self._lengths + count)
         self._tree = None
         call = self._call(function, slice(0, 1), count)
@@ -252,6 +253,9 @@ class Session:
         logits = _logits(function, call)
         self._lengths[rows] = ends if reading is None else np.where(reading, ends, self._lengths[rows])
         return logits
+
+    def _make_room(self, count: int) -> None:
+        """Goes before `count` tokens are read, at most a block of them."""
 
     def _positions(self, places: np.ndarray) -> np.ndarray:
         """Where tokens stand in the text that stand at `places` in their rows."""

@@ -6,7 +6,9 @@ from typing import Any
 
 from llmc.schedules.attention.attention import Attention
 from llmc.schedules.attention.call import Operands
+from llmc.schedules.attention import cuda_prefill_fma, cuda_prefill_mma
 from llmc.schedules.attention.cuda_decode import MAX_QUERIES, decode
+from llmc.schedules.attention.cuda_prefill import prefill
 from llmc.schedules.attention.cuda_rows import rows
 from llmc.schedules.attention.layout import parameters
 from llmc.schedules.attention.workloads import AttentionWorkload
@@ -42,7 +44,13 @@ class CudaAttention(Attention):
             few = symbols["S"] <= MAX_QUERIES
             with T.attr(0, "sequence", 0):  # launches in a row need a frame around them
                 decode(call, few, int(config["chunk"]), int(config["warps"]))
-                rows(call, T.Not(few))
+                many = T.Not(few)
+                if cuda_prefill_mma.serves(workload, target):
+                    prefill(call, many, cuda_prefill_mma.MmaPrefill)
+                elif cuda_prefill_fma.serves(workload, target):
+                    prefill(call, many, cuda_prefill_fma.FmaPrefill)
+                else:
+                    rows(call, many)
         return ib.get()
 
 

@@ -1,28 +1,32 @@
-"""Rotation and append to the cache on GPUs: a thread for every element, none of which depends on another."""
+"""Rotation and append to the cache on GPUs: a thread for every element, none of which depends on another.
+
+What enters a rounded cache does depend on its neighbours: that is `cuda_rounding`'s.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from llmc.schedules.attention.cuda_rounding import THREADS as ROUNDING_THREADS
+from llmc.schedules.attention.cuda_rounding import DeviceRounding
 from llmc.schedules.attention.kv_append import KVAppend
 from llmc.schedules.attention.layout import BLOCK, parameters
 from llmc.schedules.attention.workloads import KVAppendWorkload
 from llmc.schedules.base import Config, Space, Workload
 from llmc.targets.base import Target
-from llmc.targets.threads import launch, strided
+from llmc.targets.threads import Cell, launch, strided
 from llmc.tvm_shim import IRBuilder, T
 
 _THREADS = 128
 
 
 class CudaKVAppend(KVAppend):
-    """Template "kv_append_cuda": into a cache in float32 whose blocks lie in order. No knobs."""
+    """Template "kv_append_cuda". No knobs."""
 
     name = "kv_append_cuda"
 
     def accepts(self, workload: Workload, target: Target) -> bool:
-        known = isinstance(workload, KVAppendWorkload) and target.kind == "cuda"
-        return known and workload.kv_cache == "float32" and not workload.paged
+        return isinstance(workload, KVAppendWorkload) and target.kind == "cuda"
 
     def space(self, workload: KVAppendWorkload, target: Target) -> Space:
         return Space({})
@@ -38,9 +42,14 @@ class CudaKVAppend(KVAppend):
             buffers, symbols = parameters(w.inputs() + w.outputs())
             append = _Append(w, buffers, symbols)
             with T.attr(0, "sequence", 0):  # launches in a row need a frame around them
-                if w.rope or w.in_place:
+                rounds = w.kv_cache != "float32"
+                if w.rope or (w.in_place and not rounds):
                     with launch(_THREADS, symbols["S"], symbols["B"]) as (thread, s, b):
                         append.token(thread, s, b)
+                if rounds:
+                    touched = T.floordiv(symbols["S"] + (BLOCK - 2), T.int64(BLOCK)) + 1  # wherever the tokens start
+                    with launch(ROUNDING_THREADS, touched, w.n_kv_heads, symbols["B"]) as (thread, i, kv, b):
+                        append.rounded(thread, i, kv, b)
                 if not w.in_place:
                     with launch(_THREADS, symbols["blocks"], w.n_kv_heads, symbols["B"]) as (thread, block, kv, b):
                         append.block(thread, block, kv, b)
@@ -59,13 +68,30 @@ class _Append:
             with strided(w.n_heads * D, thread, _THREADS) as i:
                 head, d = T.bind(T.floordiv(i, T.int64(D))), T.bind(T.floormod(i, T.int64(D)))
                 T.buffer_store(self.buffers["q"], self._rotated(source, b, s, head * D, d), [b, s, i])
-        if w.in_place:
-            position = T.bind(self.buffers["kv_len"][b] - self.symbols["S"] + s)
+        if w.in_place and w.kv_cache == "float32":
+            position = Cell(self.buffers["kv_len"][b] - self.symbols["S"] + s, "int64").v
             with T.If(position >= T.int64(0)), T.Then(), strided(w.n_kv_heads * D, thread, _THREADS) as i:
                 kv, d = T.bind(T.floordiv(i, T.int64(D))), T.bind(T.floormod(i, T.int64(D)))
-                block, at = T.floordiv(position, T.int64(BLOCK)), T.floormod(position, T.int64(BLOCK))
-                T.buffer_store(self.buffers["kp"], self._key(b, s, kv, d), [b, kv, block, d, at])
-                T.buffer_store(self.buffers["v"], self._value(b, s, kv, d), [b, kv, position, d])
+                place = self._place(b, kv, T.floordiv(position, T.int64(BLOCK)))
+                at = T.floormod(position, T.int64(BLOCK))
+                T.buffer_store(self.buffers["kp"], self._key(b, s, kv, d), [*place, d, at])
+                row = [*place, at] if w.paged else [b, kv, position]
+                T.buffer_store(self.buffers["v"], self._value(b, s, kv, d), [*row, d])
+
+    def rounded(self, thread: Any, i: Any, kv: Any, b: Any) -> None:
+        """What the call brings to the i-th block of the cache that it may reach."""
+        start = Cell(self.buffers["kv_len"][b] - self.symbols["S"], "int64").v
+        block = T.bind(T.floordiv(T.max(start, T.int64(0)), T.int64(BLOCK)) + i)
+        rounding = DeviceRounding(self.w, self.buffers, self.symbols)
+        key, value = (lambda s, d, f=f: f(b, s, kv, d) for f in (self._key, self._value))
+        with T.If(block < self.symbols["CB"]), T.Then():
+            rounding.block(thread, self._place(b, kv, block), block * BLOCK, start, key, value)
+
+    def _place(self, b: Any, kv: Any, block: Any) -> list[Any]:
+        """Leading indices of a block in keys, values and planes."""
+        if not self.w.paged:
+            return [b, kv, block]
+        return [Cell(T.Cast("int64", self.buffers["table"][b, block]), "int64").v, kv]
 
     def block(self, thread: Any, block: Any, kv: Any, b: Any) -> None:
         """One block of the cache anew: what was there before, the new tokens, zeros in the keys behind them."""

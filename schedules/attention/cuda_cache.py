@@ -44,18 +44,26 @@ class DeviceCache(ABC):
         self.D, self.b, self.kv = call.w.head_dim, b, kv
         self.keys, self.values = call.buffers["kp"], call.buffers["v"]
         self.table = call.buffers.get("table")
-        self.block = Cell(T.int64(0), "int64")
-        self.page = Cell(T.int64(0), "int64")
+        self.block = Cell(T.int32(0), "int32")
+        self.page = Cell(T.int32(0), "int32")
 
     def open(self, block: Any) -> None:
+        """`block` is an int32."""
         self.block.v = block
         if self.table is not None:
-            self.page.v = T.Cast("int64", self.table[self.b, block])
+            self.page.v = self.table[self.b, T.Cast("int64", block)]
+
+    @property
+    def key0(self) -> Any:
+        """The open block's first key, int32."""
+        return self.block.v * BLOCK
 
     @property
     def here(self) -> list[Any]:
         """Leading indices of the open block in keys, values and planes."""
-        return [self.page.v, self.kv] if self.table is not None else [self.b, self.kv, self.block.v]
+        if self.table is not None:
+            return [T.Cast("int64", self.page.v), self.kv]
+        return [self.b, self.kv, T.Cast("int64", self.block.v)]
 
     @abstractmethod
     def groups(self) -> list[range]:
@@ -98,7 +106,7 @@ class PlainCache(DeviceCache):
         return found
 
     def value_row(self, k: Any) -> list[Any]:
-        return [*self.here, k] if self.table is not None else [self.b, self.kv, self.block.v * BLOCK + k]
+        return [*self.here, k] if self.table is not None else [self.b, self.kv, T.Cast("int64", self.key0) + k]
 
 
 class RoundedCache(DeviceCache):

@@ -16,7 +16,7 @@ from typing import Any
 
 from llmc.schedules.attention.call import Operands
 from llmc.schedules.attention.cuda_cache import Few, device_cache, zeros
-from llmc.schedules.attention.cuda_masks import Row, factor
+from llmc.schedules.attention.cuda_masks import BlockRun, Row, factor
 from llmc.schedules.attention.flash import FLOOR, MASKED
 from llmc.schedules.attention.layout import BLOCK
 from llmc.schedules.attention.workloads import AttentionWorkload
@@ -43,15 +43,14 @@ def decode(call: Operands, wanted: Any, chunk: int, warps: int) -> None:
     count = T.Select(wanted, splits, T.int64(0))
     with launch(warps * WARP, count, tiles * w.n_kv_heads, B) as (thread, split, tile, b):
         kv, row0 = T.bind(T.floordiv(tile, tiles)), T.bind(T.floormod(tile, tiles) * height)
-        first, last = call.blocks(b, T.int64(0), call.rows - 1)
-        begin = Cell(first + split * chunk, "int64")
-        end = Cell(T.min(begin.v + chunk, last), "int64")
-        with T.If(begin.v < end.v), T.Then():
-            _Part(call, thread, b, kv, row0, height, warps).run(begin.v, end.v, split, acc, top, total)
+        blocks = BlockRun(call, b, T.int64(0), call.rows - 1)
+        begin = Cell(T.Cast("int32", split) * chunk, "int32")
+        with T.If(begin.v < blocks.count.v), T.Then():
+            part = _Part(call, thread, b, kv, row0, height, warps)
+            part.run(blocks, begin.v, T.min(begin.v + chunk, blocks.count.v), split, acc, top, total)
     with launch(_merging(D), T.Select(wanted, rows, T.int64(0)), w.n_kv_heads, B) as (thread, r, kv, b):
-        first, last = call.blocks(b, T.int64(0), call.rows - 1)
-        used = T.floordiv(T.max(last - first, T.int64(0)) + (chunk - 1), T.int64(chunk))
-        _merge(call, thread, b, kv, r, Cell(used, "int64").v, acc, top, total)
+        used = T.floordiv(BlockRun(call, b, T.int64(0), call.rows - 1).count.v + (chunk - 1), T.int32(chunk))
+        _merge(call, thread, b, kv, r, Cell(used, "int32").v, acc, top, total)
 
 
 def _height(w: AttentionWorkload, warps: int) -> int:
@@ -103,20 +102,17 @@ class _Part:
             for i in range(sums.n):
                 sums.put(i, T.float32(0))
 
-    def run(self, begin: Any, end: Any, split: Any, acc: Any, top: Any, total: Any) -> None:
+    def run(self, blocks: BlockRun, begin: Any, end: Any, split: Any, acc: Any, top: Any, total: Any) -> None:
         call, D = self.call, self.D
         for m, row in enumerate(self.rows):
             with strided(D, self.thread, self.warps * WARP) as d:
                 x = call.buffers["q"][self.b, row.s, row.head * D + d]
                 T.buffer_store(self.q, x * T.float32(factor(call.w)), [m, d])
         barrier()
-        gap = Cell(call.gap(self.b, T.int64(0), call.rows - 1), "int64").v if call.w.sinks else None
-        steps = T.floordiv(T.max(end - begin - self.warp, T.int64(0)) + (self.warps - 1), T.int64(self.warps))
+        own = T.bind(begin + T.Cast("int32", self.warp))
+        steps = T.floordiv(T.max(end - own, T.int32(0)) + (self.warps - 1), T.int32(self.warps))
         with T.serial(0, steps) as step:
-            block = T.bind(begin + self.warp + T.Cast("int64", step) * self.warps)
-            if gap is not None:
-                block = block + T.Select(block < call.sink_blocks, T.int64(0), gap)
-            self.cache.open(block)
+            self.cache.open(blocks.block(own + step * self.warps))
             self._weights(self._scores())
             warp_barrier()
             self._values()
@@ -149,7 +145,7 @@ class _Part:
 
     def _weights(self, scores: list[Few]) -> None:
         """p := the rows' weights; sums and totals as they are under the new maxima."""
-        key0 = T.bind(T.Cast("int32", self.cache.block.v * BLOCK + self.side * _QUAD))
+        key0 = T.bind(self.cache.key0 + T.Cast("int32", self.side * _QUAD))
         for m, (row, score) in enumerate(zip(self.rows, scores, strict=True)):
             for j in range(_QUAD):
                 with T.If(row.seen(key0 + j)):
@@ -176,10 +172,10 @@ class _Part:
         """sums := sums + p v, over keys that a row may see: others may not exist, or hold no numbers."""
         share = self.share
         last = self.rows[-1]  # no row sees keys beyond those of the last one
-        count = T.max(T.min(T.Cast("int64", last.end.v) - self.cache.block.v * BLOCK, T.int64(BLOCK)), T.int64(0))
-        with T.serial(0, T.floordiv(count + (share.keys - 1), T.int64(share.keys))) as step:
+        count = T.max(T.min(last.end.v - self.cache.key0, T.int32(BLOCK)), T.int32(0))
+        with T.serial(0, T.floordiv(count + (share.keys - 1), T.int32(share.keys))) as step:
             k = T.bind(T.Cast("int64", step) * share.keys + self.key)
-            with T.If(k < count), T.Then():
+            with T.If(k < T.Cast("int64", count)), T.Then():
                 weights = [Cell(self.p[self.warp, m, k]) for m in range(self.height)]
                 for piece in range(share.each):
                     with T.If(self.at + piece * share.across < share.pieces), T.Then():
@@ -233,14 +229,15 @@ def _merge(call: Operands, thread: Any, b: Any, kv: Any, r: Any, used: Any, acc:
     """out row := sum of the parts, each rescaled to the largest maximum, over the sum of their weights."""
     w, D = call.w, call.w.head_dim
     largest, sum_ = Cell(T.float32(FLOOR)), Cell(T.float32(0))
-    with T.serial(0, used) as part:
-        largest.v = T.max(largest.v, top[b, kv, r, part])
-    with T.serial(0, used) as part:
-        sum_.v = sum_.v + T.exp2(top[b, kv, r, part] - largest.v) * total[b, kv, r, part]
+    place = [b, kv, r]
+    with T.serial(0, used) as i:
+        largest.v = T.max(largest.v, top[(*place, T.Cast("int64", i))])
+    with T.serial(0, used) as i:
+        sum_.v = sum_.v + T.exp2(top[(*place, T.Cast("int64", i))] - largest.v) * total[(*place, T.Cast("int64", i))]
     norm = Cell(T.Select(sum_.v > T.float32(0), T.float32(1) / sum_.v, T.float32(0)))
     with strided(D, thread, _merging(D)) as d:
         x = Cell(T.float32(0))
-        with T.serial(0, used) as part:
-            x.v = x.v + T.exp2(top[b, kv, r, part] - largest.v) * acc[b, kv, r, part, d]
+        with T.serial(0, used) as i:
+            x.v = x.v + T.exp2(top[(*place, T.Cast("int64", i))] - largest.v) * acc[(*place, T.Cast("int64", i), d)]
         column = (kv * w.group + T.floormod(r, T.int64(w.group))) * D + d
         T.buffer_store(call.buffers["out"], x.v * norm.v, [b, T.floordiv(r, T.int64(w.group)), column])

@@ -32,8 +32,8 @@ class Row:
     def __init__(self, call: Operands, b: Any, kv: Any, r: Any) -> None:
         w = call.w
         self.call, self.w, self.b = call, w, b
-        self.s = T.bind(T.floordiv(r, T.int64(w.group)))
-        self.head = T.bind(kv * w.group + T.floormod(r, T.int64(w.group)))
+        self._s = Cell(T.Cast("int32", T.floordiv(r, T.int64(w.group))), "int32")
+        self._head = Cell(T.Cast("int32", kv * w.group + T.floormod(r, T.int64(w.group))), "int32")
         begin, end = call.seen(b, r)
         self.begin, self.end = Cell(T.Cast("int32", begin), "int32"), Cell(T.Cast("int32", end), "int32")
         length = call.buffers["kv_len"][b]
@@ -46,6 +46,15 @@ class Row:
         if w.tree:
             self.oldest = Cell(T.Cast("int32", length - call.symbols["S"]), "int32")  # of the new keys
             self.bits = Cell(call.buffers["tree"][b, self.s], "uint64")
+
+    @property
+    def s(self) -> Any:
+        """The query's number, int64 like all indices."""
+        return T.Cast("int64", self._s.v)
+
+    @property
+    def head(self) -> Any:
+        return T.Cast("int64", self._head.v)
 
     def seen(self, key: Any) -> Any:
         """Does the row see key `key`, an int32?"""
@@ -92,3 +101,21 @@ class Row:
         bit = T.Cast("uint64", T.max(T.min(new, T.int32(63)), T.int32(0)))
         mine = T.bitwise_and(T.shift_right(self.bits.v, bit), T.uint64(1))
         return T.Or(new < 0, T.And(new < 64, mine == T.uint64(1)))
+
+
+class BlockRun:
+    """The blocks of keys that rows `first_row` … `last_row` may see, one after the other: int32 all."""
+
+    def __init__(self, call: Operands, b: Any, first_row: Any, last_row: Any) -> None:
+        first, last = call.blocks(b, first_row, last_row)
+        self.first = Cell(T.Cast("int32", first), "int32")
+        self.count = Cell(T.Cast("int32", T.max(last - first, T.int64(0))), "int32")
+        self.sinks = call.sink_blocks
+        self.gap = Cell(T.Cast("int32", call.gap(b, first_row, last_row)), "int32") if call.w.sinks else None
+
+    def block(self, i: Any) -> Any:
+        """The i-th."""
+        number = self.first.v + i
+        if self.gap is None:
+            return number
+        return number + T.Select(number < self.sinks, T.int32(0), self.gap.v)

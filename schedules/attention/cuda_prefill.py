@@ -16,7 +16,7 @@ from typing import Any
 
 from llmc.schedules.attention.call import Operands
 from llmc.schedules.attention.cuda_cache import Few, PlainCache, device_cache, zeros
-from llmc.schedules.attention.cuda_masks import Row, changes_scores
+from llmc.schedules.attention.cuda_masks import BlockRun, Row, changes_scores
 from llmc.schedules.attention.flash import FLOOR, MASKED
 from llmc.schedules.attention.layout import BLOCK
 from llmc.schedules.attention.workloads import AttentionWorkload
@@ -48,8 +48,8 @@ class Prefill(ABC):
         self.staged = self.copies(call.w)
         self.memory = T.alloc_buffer((size,), "float32", scope="shared.dyn")
         self.cache, self.ahead = device_cache(call, b, kv), device_cache(call, b, kv)
-        self.limit = Cell(call.seen(b, self.last_row)[1], "int64")  # the first key that no row sees
-        self.gap = Cell(call.gap(b, self.row0, self.last_row), "int64").v if call.w.sinks else None
+        self.blocks = BlockRun(call, b, self.row0, self.last_row)
+        self.limit = Cell(T.Cast("int32", call.seen(b, self.last_row)[1]), "int32")  # the first key that no row sees
         self.rows = [Row(call, b, kv, T.min(self.row0 + r, call.rows - 1)) for r in self.own_rows()]
         self.top = [Cell(T.float32(FLOOR)) for _ in self.rows]
         self.total = [Cell(T.float32(0)) for _ in self.rows]  # of the thread's own keys
@@ -105,28 +105,22 @@ class Prefill(ABC):
 
     # -- the common part ------------------------------------------------------------------------------------------
     def run(self) -> None:
-        first, last = self.call.blocks(self.b, self.row0, self.last_row)
-        first, last = Cell(first, "int64").v, Cell(last, "int64").v
+        blocks = self.blocks
         self.open()
-        with T.If(first < last), T.Then():
+        with T.If(blocks.count.v > 0), T.Then():
             if self.staged:
-                self._copy_keys(self._number(first))
-                self._copy_values(self._number(first))
-            with T.serial(0, last - first) as step:
-                number = T.bind(first + T.Cast("int64", step))
-                after = T.bind(T.min(number + 1, last - 1))  # the last block is copied once too often: no branch
-                self.cache.open(self._number(number))
-                self._block(self._number(after))
+                self._copy_keys(blocks.block(T.int32(0)))
+                self._copy_values(blocks.block(T.int32(0)))
+            with T.serial(0, blocks.count.v) as step:
+                self.cache.open(blocks.block(step))
+                # The last block is copied once too often: no branch.
+                self._block(blocks.block(T.min(step + 1, blocks.count.v - 1)))
             if self.staged:
                 wait_copies(0)
         for total in self.total:
             for distance in self.reach:
                 total.v = total.v + shuffled(total.v, distance)
         self.store([Cell(T.Select(t.v > T.float32(0), T.float32(1) / t.v, T.float32(0))) for t in self.total])
-
-    def _number(self, number: Any) -> Any:
-        """The block of keys behind a number that leaves out those between sinks and window."""
-        return number if self.gap is None else number + T.Select(number < self.call.sink_blocks, T.int64(0), self.gap)
 
     def _block(self, after: Any) -> None:
         found: list[tuple[int, Any, Cell]] = []
@@ -166,7 +160,7 @@ class Prefill(ABC):
         assert isinstance(self.ahead, PlainCache)
         self.ahead.open(block)
         pieces = self.D // QUAD
-        count = T.bind(T.min(self.limit.v - self.ahead.block.v * BLOCK, T.int64(BLOCK)))
+        count = T.bind(T.Cast("int64", self.limit.v - self.ahead.key0))
         with strided(BLOCK * pieces, self.thread, THREADS) as at:
             k, column = T.bind(T.floordiv(at, T.int64(pieces))), T.floormod(at, T.int64(pieces)) * QUAD
             source = self.ahead.values[(*self.ahead.value_row(T.min(k, count - 1)), column)]
@@ -185,7 +179,7 @@ class Prefill(ABC):
 
     def _take_values(self) -> None:
         pieces = self.D // QUAD
-        count = T.bind(self.limit.v - self.cache.block.v * BLOCK)
+        count = T.bind(T.Cast("int64", self.limit.v - self.cache.key0))
         with strided(BLOCK * pieces, self.thread, THREADS) as at:
             k, column = T.bind(T.floordiv(at, T.int64(pieces))), T.bind(T.floormod(at, T.int64(pieces)) * QUAD)
             if self.staged:
@@ -204,7 +198,7 @@ class Prefill(ABC):
 
     def _weights(self, found: list[tuple[int, Any, Cell]]) -> None:
         """Scores become weights; totals and decays as they are under the new maxima."""
-        key0 = T.bind(T.Cast("int32", self.cache.block.v * BLOCK))
+        key0 = T.bind(self.cache.key0)
         for m, row in enumerate(self.rows):
             own = [(key0 + T.Cast("int32", key), score) for i, key, score in found if i == m]
             whole = row.seen_whole(key0)

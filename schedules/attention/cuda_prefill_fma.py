@@ -104,11 +104,11 @@ class FmaPrefill(Prefill):
                 for i in range(QUAD):
                     few.put(i, few[i] * self.decay[m].v)
         warp_barrier()
-        count = T.min(self.limit.v - self.cache.block.v * BLOCK, T.int64(BLOCK))
+        count = T.min(self.limit.v - self.cache.key0, T.int32(BLOCK))
         for piece in range(self.each):
             number = T.bind(self.side + piece * _SIDE)
             with T.If(number < self.pieces), T.Then():
-                with T.serial(0, T.floordiv(count + (QUAD - 1), T.int64(QUAD))) as step:
+                with T.serial(0, T.floordiv(count + (QUAD - 1), T.int32(QUAD))) as step:
                     k = T.bind(T.Cast("int64", step) * QUAD)
                     found = [self._staged("values", (k + i) * self.D + number * QUAD) for i in range(QUAD)]
                     self._multiply([s[piece] for s in self.sums], lambda m, k=k: self._weight(self.first + m, k), found)

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmc.schedules.attention.call import Operands
 from llmc.schedules.attention.cuda_cache import device_cache
-from llmc.schedules.attention.cuda_masks import Row, factor
+from llmc.schedules.attention.cuda_masks import BlockRun, Row, factor
 from llmc.schedules.attention.flash import FLOOR, MASKED
 from llmc.schedules.attention.layout import BLOCK
 from llmc.targets.threads import BlockReduction, Cell, barrier, launch, shared, strided
@@ -37,13 +37,10 @@ def _row(call: Operands, thread: Any, b: Any, kv: Any, r: Any) -> None:
     sums = [Cell(T.float32(0)) for _ in range(-(-D // BLOCK))]
     top, total = Cell(T.float32(FLOOR)), Cell(T.float32(0))
     score, decay = Cell(T.float32(0)), Cell(T.float32(0))
-    first, last = call.blocks(b, r, r)
-    gap = call.gap(b, r, r) if w.sinks else None
-    with T.serial(0, T.max(last - first, T.int64(0))) as step:
-        number = T.bind(first + step)
-        cache.open(number if gap is None else number + T.Select(number < call.sink_blocks, T.int64(0), gap))
-        key0 = T.bind(cache.block.v * BLOCK)
-        key = T.bind(T.Cast("int32", key0 + thread))
+    run = BlockRun(call, b, r, r)
+    with T.serial(0, run.count.v) as step:
+        cache.open(run.block(step))
+        key = T.bind(cache.key0 + T.Cast("int32", thread))
         score.v = T.float32(0)
         with T.If(row.seen(key)):
             with T.Then():
@@ -63,7 +60,8 @@ def _row(call: Operands, thread: Any, b: Any, kv: Any, r: Any) -> None:
         total.v = total.v * decay.v
         for cell in sums:
             cell.v = cell.v * decay.v
-        with T.serial(0, T.max(T.min(T.Cast("int64", row.end.v) - key0, T.int64(BLOCK)), T.int64(0))) as k:
+        with T.serial(0, T.max(T.min(row.end.v - cache.key0, T.int32(BLOCK)), T.int32(0))) as i:
+            k = T.bind(T.Cast("int64", i))
             total.v = total.v + p[k]
             for i, cell in enumerate(sums):
                 d = thread + i * BLOCK

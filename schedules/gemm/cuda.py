@@ -13,7 +13,9 @@ import numpy as np
 from llmc.schedules import epilogue
 from llmc.schedules.base import Arrays, Config, Kernel, Space, Workload
 from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.gemm.bf16 import Bf16LinearWorkload
 from llmc.schedules.gemm.cuda_codes import Codes
+from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload
 from llmc.schedules.gemm.dense import DenseLinear, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import TABLE, LowBitLinear, LowBitLinearWorkload, TableLinearWorkload
 from llmc.targets.base import Target
@@ -221,13 +223,28 @@ class _Tiled:
 CUDA_LINEAR, CUDA_LOWBIT, CUDA_TABLE = CudaLinear(), CudaLowBitLinear(), CudaTableLinear()
 
 
-def linear(weight: np.ndarray | QuantizedWeight, bias: bool, activation: str, residual: bool) -> Kernel:
-    """The kernel that multiplies with `weight` [N, K]: with its codes, unless some of its columns have none."""
+def linear(
+    weight: np.ndarray | QuantizedWeight, bias: bool, activation: str, residual: bool, activations: str, target: Target
+) -> Kernel:
+    """The kernel that multiplies with `weight` [N, K].
+
+    On tensor cores where x may be rounded, and their kernels take the shape: codes are multiplied with x in float16, or
+    in int8 with `activations` "a8", and "bf16" rounds both to bfloat16. All else is float32, as are weights some of
+    whose columns have no codes.
+    """
     same: dict[str, Any] = {"bias": bias, "activation": activation, "residual": residual}
+    rounded: list[Kernel] = []
     if isinstance(weight, np.ndarray):
-        return Kernel(CUDA_LINEAR, DenseLinearWorkload(*weight.shape, **same))
-    if weight.outliers:
-        return Kernel(CUDA_LINEAR, DenseLinearWorkload(weight.N, weight.K, **same))
-    if weight.table:
-        return Kernel(CUDA_TABLE, TableLinearWorkload.of(weight, activations="a32", **same))
-    return Kernel(CUDA_LOWBIT, LowBitLinearWorkload.of(weight, activations="a32", **same))
+        plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(*weight.shape, **same))
+        if activations == "bf16":
+            rounded.append(Kernel(MMA_BF16, Bf16LinearWorkload(*weight.shape, **same, activations="bf16")))
+    elif weight.outliers:
+        plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(weight.N, weight.K, **same))
+    elif weight.table:
+        plain = Kernel(CUDA_TABLE, TableLinearWorkload.of(weight, activations="a32", **same))
+    else:
+        plain = Kernel(CUDA_LOWBIT, LowBitLinearWorkload.of(weight, activations="a32", **same))
+        if activations == "a8":
+            rounded.append(Kernel(MMA_INT8, LowBitLinearWorkload.of(weight, activations="a8", **same)))
+        rounded.append(Kernel(MMA_LOWBIT, HalfLinearWorkload.of(weight, activations="a32", **same)))
+    return next((k for k in rounded if k.template.accepts(k.workload, target)), plain)

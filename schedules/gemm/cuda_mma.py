@@ -1,38 +1,100 @@
-"""Linear layers on tensor cores, y = act(x W^T + bias) + residual: weights of few bits, x rounded to float16."""
+"""Linear layers on tensor cores, y = act(x W^T + bias) + residual: one body, `cuda_mma_kernel`, for weights of few bits
+with x in float16 or int8, and for bfloat16.
+
+Weights that must keep float32's accuracy are not multiplied here: tensor cores have no such products.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from llmc.schedules.base import Arrays, Config, Space, Workload
-from llmc.schedules.gemm.cuda_mma_kernel import MmaKernel
+from llmc.errors import KernelError
+from llmc.schedules.base import Arrays, Config, Space, Template, Workload
+from llmc.schedules.gemm.bf16 import Bf16Linear, Bf16LinearWorkload
+from llmc.schedules.gemm.bf16_packing import round_to_bf16
+from llmc.schedules.gemm.cuda_mma_int8 import GROUPS, Int8Block
+from llmc.schedules.gemm.cuda_mma_kernel import MmaBlock, MmaKernel, plane_dtypes
 from llmc.schedules.gemm.cuda_mma_packing import FragmentLayout
 from llmc.schedules.gemm.cuda_mma_tile import BlockTile
 from llmc.schedules.gemm.lowbit import LowBitLinear, LowBitLinearWorkload
+from llmc.schedules.gemm.packing import stored_dtype
 from llmc.targets.base import Target
 from llmc.targets.cuda import CudaTarget
-from llmc.tvm_shim import IRBuilder  # noqa: F401
 
 
 @dataclass(frozen=True)
 class HalfLinearWorkload(LowBitLinearWorkload):
-    """As `LowBitLinearWorkload`, with x rounded to float16; sums are float32."""
+    """As `LowBitLinearWorkload`, with x rounded to float16 (beyond 65504 it is infinite); sums are float32."""
 
     @property
     def kernel_name(self) -> str:
         return f"linear_w{self.bits}a16"
 
 
-class MmaLinear(LowBitLinear):
-    """Template "lowbit_mma". Weights in: weight, a `QuantizedWeight`; bias [N]. Packed: `cuda_mma_packing`; bias [N].
+class _MmaTemplate(Template):
+    """What the families share.
 
-    Knobs: more than 16 rows go to blocks of BM rows by BN columns, whose warps stand `down` over one another; up to 16
-    rows to blocks of 32 columns, whose `along` warps share k. Weights are copied `stages` - 1 steps ahead.
+    Knobs: more than 16 rows go to blocks of BM rows by BN columns, whose warps stand `down` over one another; fewer go
+    to blocks of 32 columns, whose `along` warps share k. Weights are copied `stages` - 1 steps ahead, `few_stages` - 1
+    for few rows.
     """
+
+    block: type[MmaBlock] = MmaBlock
+
+    @abstractmethod
+    def fragments(self, workload: Any) -> FragmentLayout:
+        """How the weight is laid out."""
+
+    @abstractmethod
+    def kind(self, workload: Any) -> str:
+        """Of the products, as `mma.multiply_add` names them."""
+
+    def space(self, workload: Any, target: Target) -> Space:
+        knobs: dict[str, tuple[int | str, ...]] = {"BM": (32, 64, 128), "BN": (64, 128), "down": (1, 2, 4)}
+        knobs |= {"stages": (2, 3, 4), "along": (1, 2, 4, 8), "few_stages": (2, 3, 4)}
+        return Space(knobs, lambda config: all(self._fits(tile, workload, target) for tile in _tiles(config)))
+
+    def default(self, workload: Any, target: Target) -> dict[str, int | str]:
+        """The deepest pipeline that shared memory holds; for few rows, the most warps that share k."""
+        for config in _preferred():
+            if all(self._fits(tile, workload, target) for tile in _tiles(config)):
+                return config
+        raise KernelError(f"{workload.key()} has no configuration", where=target.name)
+
+    def layout(self, workload: Any, config: Config, target: Target) -> str:
+        layout, planes = self.fragments(workload), ".".join(f"{n}-{d}" for n, d in plane_dtypes(workload).items())
+        return f"mma.{layout.width}.{layout.pack}.{layout.halves}.{planes}"
+
+    def build(self, workload: Any, target: Target, config: Config) -> Any:
+        if not self.accepts(workload, target):
+            raise KernelError(f"{workload.key()} is outside what {self.name} computes", where=target.name)
+        layout, kind = self.fragments(workload), self.kind(workload)
+        return MmaKernel(workload, target, _tiles(config), layout, kind, self.block).build()
+
+    def _fits(self, tile: BlockTile, w: Any, target: Target) -> bool:
+        """Are its shapes whole, and are there registers and shared memory for a block?"""
+        assert isinstance(target, CudaTarget)
+        if tile.rows % (16 * tile.down) or tile.threads > 512:
+            return False
+        layout, grouped = self.fragments(w), getattr(w, "group_size", w.K) < w.K
+        planes, spans = 0, 0
+        if grouped:
+            planes = sum(np.dtype(stored_dtype(dtype)).itemsize for dtype in plane_dtypes(w).values())
+            spans = max(1, layout.step // w.group_size)
+        registers = tile.registers(layout, grouped)
+        fits = registers <= target.vector_registers and registers * tile.threads <= target.registers
+        return fits and tile.shared_bytes(layout, planes, spans) <= target.static_shared_bytes
+
+
+class MmaLowBitLinear(_MmaTemplate, LowBitLinear):
+    """Template "lowbit_mma": weights as codes, x in float16. Weights in: weight, a `QuantizedWeight`; bias [N]. Packed:
+    `cuda_mma_packing`, bias [N]."""
 
     name = "lowbit_mma"
     serves = HalfLinearWorkload
@@ -41,33 +103,21 @@ class MmaLinear(LowBitLinear):
         if type(workload) is not self.serves or target.kind != "cuda":
             return False
         w = workload
-        step = self._layout(w).step
-        grouped = w.group_size < w.K
-        # A scale is constant over a product, and changes at the same places in every step.
-        fits = not grouped or (w.group_size % 16 == 0 and (step % w.group_size == 0 or w.group_size % step == 0))
-        zero = not w.symmetric or (float(w.zero).is_integer() and 0 <= w.zero < 1024)
-        return w.bits > 1 and w.K % 4 == 0 and fits and zero and w.activations == "a32"
+        # A float16 counts ones up to 2048; a scale is one for a whole product, and changes alike in every step.
+        zero = not w.symmetric or (float(w.zero).is_integer() and 0 <= w.zero <= 1024)
+        step, size = self.fragments(w).step, w.group_size
+        groups = size >= w.K or (size % 16 == 0 and (step % size == 0 or size % step == 0))
+        return w.activations == "a32" and w.bits > 1 and w.K % 4 == 0 and zero and groups
 
-    def space(self, workload: Any, target: Target) -> Space:
-        assert isinstance(target, CudaTarget)
+    def fragments(self, workload: Any) -> FragmentLayout:
+        return _fragments(workload, 2)
 
-        def valid(config: Config) -> bool:
-            many = self._tiles(config)[1]
-            if many.rows % (16 * many.down) or not 1 <= many.products <= 4:
-                return False
-            return all(self._fits(tile, workload, target) for tile in self._tiles(config))
-
-        return Space(
-            {"BM": (32, 64, 128), "BN": (64, 128), "down": (1, 2, 4), "along": (2, 4, 8), "stages": (2, 3, 4)}, valid
-        )
-
-    def default(self, workload: Any, target: Target) -> dict[str, int | str]:
-        stages = 4 if workload.bits <= 4 else 3
-        return {"BM": 64, "BN": 128, "down": 2, "along": 4, "stages": stages}
+    def kind(self, workload: Any) -> str:
+        return "f16"
 
     def prepack(self, weights: Mapping[str, Any], workload: Any, config: Config, target: Target) -> Arrays:
-        layout, weight = self._layout(workload), weights["weight"]
-        packed = {"q": layout.pack_codes(np.asarray(weight.q)).reshape(layout.tiles, layout.units, -1)}
+        layout, weight = self.fragments(workload), weights["weight"]
+        packed = {"q": layout.pack_codes(np.asarray(weight.q))}
         scale = layout.pack_plane(np.asarray(weight.scale, np.float32))
         if workload.scale_dtype == "bfloat16":
             packed["scale"] = (scale.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
@@ -76,30 +126,79 @@ class MmaLinear(LowBitLinear):
         if not workload.symmetric:
             zero = np.broadcast_to(np.asarray(weight.zero, np.float32), weight.scale.shape)
             packed["zero"] = layout.pack_plane(zero)
-        if workload.bias:
-            packed["bias"] = np.asarray(weights["bias"], np.float32).reshape(-1)
-        return packed
-
-    def layout(self, workload: Any, config: Config, target: Target) -> str:
-        layout = self._layout(workload)
-        return f"mma.{layout.width}.{layout.pack}.{layout.halves}.{workload.scale_dtype}.{workload.symmetric}"
-
-    def build(self, workload: Any, target: Target, config: Config) -> Any:
-        return MmaKernel(workload, target, self._tiles(config), self._layout(workload), "f16").build()
+        return packed | _bias(weights, workload)
 
     def _products(self, workload: Any, inputs: Mapping[str, np.ndarray], weight: Any) -> np.ndarray:
         rounded = np.asarray(inputs["x"], np.float16).astype(np.float32)
         return super()._products(workload, {**inputs, "x": rounded}, weight)
 
-    def _layout(self, w: Any) -> FragmentLayout:
-        return FragmentLayout(w.N, w.K, 4 if w.bits == 3 else w.bits, 2, w.halves)
 
-    def _tiles(self, config: Config) -> tuple[BlockTile, BlockTile]:
-        BM, BN, down, along, stages = (int(config[k]) for k in ("BM", "BN", "down", "along", "stages"))
-        return BlockTile(16, 1, 1, along, stages), BlockTile(BM, down, BN // 32, 1, stages)
+class MmaInt8Linear(MmaLowBitLinear):
+    """Template "int8_mma": `MmaLowBitLinear` for x in int8, quantised by row and group."""
 
-    def _fits(self, tile: BlockTile, w: Any, target: CudaTarget) -> bool:
-        return True
+    name = "int8_mma"
+    serves = LowBitLinearWorkload
+    block = Int8Block
+
+    def accepts(self, workload: Workload, target: Target) -> bool:
+        if type(workload) is not self.serves or target.kind != "cuda":
+            return False
+        w = workload
+        # A code less the zero point has a byte with sign; codes without one are multiplied as they are.
+        zero = not w.symmetric or (float(w.zero).is_integer() and 0 <= w.zero <= 128 and 2**w.bits - 1 - w.zero < 128)
+        groups = w.group_size in GROUPS and w.group_size < w.K
+        return w.activations == "a8" and w.bits > 1 and w.K % 4 == 0 and zero and groups
+
+    def fragments(self, workload: Any) -> FragmentLayout:
+        return _fragments(workload, 4)
+
+    def kind(self, workload: Any) -> str:
+        return "s8" if workload.symmetric else "s8u8"
+
+    def _products(self, workload: Any, inputs: Mapping[str, np.ndarray], weight: Any) -> np.ndarray:
+        return LowBitLinear._products(self, workload, inputs, weight)
 
 
-MMA_LOWBIT = MmaLinear()
+class MmaBf16Linear(_MmaTemplate, Bf16Linear):
+    """Template "bf16_mma": weights and x in bfloat16. Weights in: weight [N, K] float32, bias [N]. Packed: q of
+    `cuda_mma_packing`, bias [N]."""
+
+    name = "bf16_mma"
+
+    def accepts(self, workload: Workload, target: Target) -> bool:
+        served = isinstance(workload, Bf16LinearWorkload) and workload.activations == "bf16"
+        return served and target.kind == "cuda" and workload.K % 4 == 0
+
+    def fragments(self, workload: Any) -> FragmentLayout:
+        return FragmentLayout(workload.N, workload.K, 16, 2, workload.halves)
+
+    def kind(self, workload: Any) -> str:
+        return "bf16"
+
+    def prepack(self, weights: Mapping[str, Any], workload: Any, config: Config, target: Target) -> Arrays:
+        codes = round_to_bf16(np.asarray(weights["weight"]))
+        return {"q": self.fragments(workload).pack_codes(codes)} | _bias(weights, workload)
+
+
+def _fragments(w: LowBitLinearWorkload, pack: int) -> FragmentLayout:
+    return FragmentLayout(w.N, w.K, 4 if w.bits == 3 else w.bits, pack, w.halves)
+
+
+def _tiles(config: Config) -> tuple[BlockTile, BlockTile]:
+    """For up to 16 rows, and for more."""
+    BM, BN, down, stages, along, few_stages = (
+        int(config[knob]) for knob in ("BM", "BN", "down", "stages", "along", "few_stages")
+    )
+    return BlockTile(16, 1, 1, along, few_stages), BlockTile(BM, down, BN // 32, 1, stages)
+
+
+def _preferred() -> Iterator[dict[str, int | str]]:
+    for along, few_stages, BN, stages in product((4, 2, 1), (4, 3, 2), (128, 64), (4, 3, 2)):
+        yield {"BM": 64, "BN": BN, "down": 2, "stages": stages, "along": along, "few_stages": few_stages}
+
+
+def _bias(weights: Mapping[str, Any], workload: Any) -> Arrays:
+    return {"bias": np.asarray(weights["bias"], np.float32).reshape(-1)} if workload.bias else {}
+
+
+MMA_LOWBIT, MMA_INT8, MMA_BF16 = MmaLowBitLinear(), MmaInt8Linear(), MmaBf16Linear()

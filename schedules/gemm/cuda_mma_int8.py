@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmc.schedules.gemm.activations import ROUND, TINY
-from llmc.schedules.gemm.cuda_mma_kernel import CHUNKS, MmaBlock
+from llmc.schedules.gemm.cuda_mma_kernel import MmaBlock
+from llmc.schedules.gemm.cuda_mma_tile import swizzled
 from llmc.targets import mma
 from llmc.targets.threads import WARP, Cell, shared
 from llmc.tvm_shim import T
 
+# As in `activations`: a group below this is zero; adding 1.5 * 2**23 leaves the nearest integer in the low bits.
+_TINY, _ROUND = 2.0**-100, 1.5 * 2**23
 _STAGED = 16  # values of one thread, one chunk of 16 bytes
 GROUPS = (32, 64, 128)  # of which each is a whole product, and inside of one step
 
@@ -45,14 +47,14 @@ class Int8Block(MmaBlock):
                 other.v = T.tvm_warp_shuffle_xor(T.uint32(0xFFFFFFFF), largest.v, distance, WARP, WARP)
                 largest.v = T.max(largest.v, other.v)
                 distance *= 2
-            inverse.v = T.if_then_else(largest.v > T.float32(TINY), T.float32(127) / largest.v, T.float32(0))
+            inverse.v = T.if_then_else(largest.v > T.float32(_TINY), T.float32(127) / largest.v, T.float32(0))
             for word in range(4):
                 codes = [_code(values[4 * word + i], inverse.v) for i in range(4)]
                 joined = codes[0]
                 for i in range(1, 4):
                     joined = T.bitwise_or(joined, T.shift_left(codes[i], T.uint32(8 * i)))
                 T.buffer_store(words, joined, [word])
-            to = T.bitwise_xor(chunk, T.bitwise_and(row, T.int64(CHUNKS - 1))) * 4
+            to = swizzled(chunk, row) * 4
             T.buffer_store(self.a, words[T.ramp(0, 1, 4)], [slot, row, T.ramp(to, 1, 4)])
             with T.If(T.floormod(chunk, T.int64(together)) == 0), T.Then():
                 group = T.floordiv(chunk, T.int64(together))
@@ -63,7 +65,7 @@ class Int8Block(MmaBlock):
         width = self.layout.width
         bits = T.shift_right(word, T.uint32(width * i)) if i else word
         if width < 8:
-            bits = T.bitwise_and(bits, T.uint32((1 << width) - 1) * T.uint32(0x01010101))
+            bits = T.bitwise_and(bits, T.uint32(((1 << width) - 1) * 0x01010101))
         if not self.k.symmetric:
             return bits
         if self.k.w.zero < 128:  # no byte overflows: a code less the zero point is below 128
@@ -88,7 +90,7 @@ class Int8Block(MmaBlock):
 
 def _code(value: Any, inverse: Any) -> Any:
     """value * inverse as the nearest whole number, ties to even, in the lowest byte."""
-    bits = T.reinterpret("uint32", value * inverse + T.float32(ROUND))
+    bits = T.reinterpret("uint32", value * inverse + T.float32(_ROUND))
     return T.bitwise_and(bits, T.uint32(0xFF))
 
 

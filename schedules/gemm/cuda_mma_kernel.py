@@ -16,7 +16,7 @@ import numpy as np
 
 from llmc.schedules import epilogue
 from llmc.schedules.gemm.cuda_mma_packing import TILE, FragmentLayout
-from llmc.schedules.gemm.cuda_mma_tile import BlockTile
+from llmc.schedules.gemm.cuda_mma_tile import CHUNKS, BlockTile, swizzled
 from llmc.schedules.gemm.lowbit_kernel import widened
 from llmc.schedules.gemm.packing import stored_dtype
 from llmc.targets import mma
@@ -26,13 +26,12 @@ from llmc.tvm_shim import IRBuilder, T
 
 FEW = mma.ROWS  # rows that the first tile is for
 _HALF_1024 = 0x6400  # a float16 whose lowest bits count ones
-CHUNKS = 8  # of 16 bytes in the row of x that a warp takes in a step
 
 
 class MmaKernel:
     """One kernel under construction: `kind` is that of its products (`mma.multiply_add`), `block` what a thread does.
 
-    `group` is k of one scale, None where one scale serves the whole row (or none is needed: `scale_dtype` "").
+    `group` is k of one scale, None where one serves the whole row, or there is none.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class MmaKernel:
     ) -> None:
         self.w, self.scalar, self.tiles, self.layout = workload, Scalar(target), tiles, layout
         self.kind, self.block = kind, block
-        self.scale_dtype: str = getattr(workload, "scale_dtype", "")
+        self.plane_dtypes = plane_dtypes(workload)
         self.symmetric: bool = getattr(workload, "symmetric", True)
         size = getattr(workload, "group_size", workload.K)
         self.group = size if size < workload.K else None
@@ -60,7 +59,7 @@ class MmaKernel:
             inputs = {arg.name: T.arg(arg.name, T.handle()) for arg in w.inputs()}
             self.q = T.arg("q", T.Buffer((layout.tiles, layout.units, 4 * WARP), "uint32"))
             self.planes: dict[str, Any] = {}
-            for name, dtype in self.plane_dtypes().items():
+            for name, dtype in self.plane_dtypes.items():
                 plane = T.Buffer((layout.tiles, self.groups, TILE), stored_dtype(dtype))
                 self.planes[name] = T.arg(name, plane)
             self.bias = T.arg("bias", T.Buffer((w.N,), "float32")) if w.bias else None
@@ -77,15 +76,16 @@ class MmaKernel:
                     self._launch(many)
         return ib.get()
 
-    def plane_dtypes(self) -> dict[str, str]:
-        """What is stored for each row and group, with its dtype."""
-        planes = {"scale": self.scale_dtype} if self.scale_dtype else {}
-        return planes if self.symmetric else planes | {"zero": "float32"}
-
     def _launch(self, tile: BlockTile) -> None:
         columns = -(-self.layout.tiles // tile.across)
         with launch(tile.threads, columns, T.floordiv(self.M + (tile.rows - 1), T.int64(tile.rows))) as at:
             self.block(self, tile, *at).emit()
+
+
+def plane_dtypes(workload: Any) -> dict[str, str]:
+    """What is stored for each row and group, with its dtype."""
+    planes = {"scale": workload.scale_dtype} if hasattr(workload, "scale_dtype") else {}
+    return planes if getattr(workload, "symmetric", True) else planes | {"zero": "float32"}
 
 
 class MmaBlock:
@@ -146,7 +146,7 @@ class MmaBlock:
             self._multiply(T.bind(T.floormod(step, T.int64(stages))), T.bind(T.floormod(step, T.int64(2))))
             with T.If(step + 1 < self.steps), T.Then():
                 self._store_x(T.floormod(step + 1, T.int64(2)))
-        if self.k.group is None and self.k.scale_dtype:
+        if self.k.group is None and self.k.planes:
             self._fold(self.sums, self.sums, self.row_sums, self._whole_row)
         if tile.along > 1:
             self._add_up()
@@ -213,14 +213,13 @@ class MmaBlock:
                 T.buffer_store(self.held, value, [T.ramp(item * elements + part, 1, 4)])
 
     def _store_x(self, slot: Any) -> None:
-        """Rounded, as rows of 16-byte chunks whose order changes from row to row: eight rows of one chunk, which a
-        matrix is made of, meet 32 different banks."""
+        """Rounded, as rows of 16-byte chunks."""
         words = T.alloc_buffer((4,), "uint32", scope="local")
         for item in range(self.items):
             row, chunk = self._x_place(item)
             for word in range(4):
                 T.buffer_store(words, self._rounded(item * 4 * self.pack + word * self.pack), [word])
-            to = T.bitwise_xor(chunk, T.bitwise_and(row, T.int64(CHUNKS - 1))) * 4
+            to = swizzled(chunk, row) * 4
             T.buffer_store(self.a, words[T.ramp(0, 1, 4)], [slot, row, T.ramp(to, 1, 4)])
 
     def _rounded(self, at: int) -> Any:
@@ -243,8 +242,7 @@ class MmaBlock:
     def _multiply(self, slot: Any, a_slot: Any) -> None:
         """One step of this warp."""
         a = [[Cell(T.uint32(0), "uint32") for _ in range(4)] for _ in range(self.tile.products)]
-        words = [Cell(T.uint32(0), "uint32") for _ in range(4)]
-        loaded = T.alloc_buffer((4,), "uint32", scope="local")
+        words = [T.alloc_buffer((4,), "uint32", scope="local") for _ in range(2)]  # of a product's two registers of B
         for span in range(self.spans):
             grouped = self.k.group is not None
             sums = self._accumulators(self.sums_dtype) if grouped else self.sums
@@ -252,23 +250,18 @@ class MmaBlock:
             each = self.products // self.spans
             for product in range(span * each, (span + 1) * each):
                 self._load_a(a, a_slot, product)
-                b: list[list[Any]] = [[], [], [], []]
-                for register in (2 * product, 2 * product + 1):
-                    unit, i = divmod(register, self.layout.registers)
+                places = [divmod(register, self.layout.registers) for register in (2 * product, 2 * product + 1)]
+                for unit, i in places:
                     if i == 0:
                         at = [slot, self.across, self.along * self.units + unit, T.ramp(self.lane * 4, 1, 4)]
-                        T.buffer_store(loaded, self.b[tuple(at)], [T.ramp(0, 1, 4)])
-                        for j, word in enumerate(words):
-                            word.v = loaded[j]
-                    for j, word in enumerate(words):
-                        b[j].append(Cell(self._decoded(word.v, i), "uint32").v)
-                for m in range(self.tile.products):
-                    operands = [cell.v for cell in a[m]]
-                    for j in range(4):
-                        mma.multiply_add(self.k.kind, sums[m][j], operands, b[j])
-                    if row_sums:
-                        ones = T.uint32(self.ones)
-                        mma.multiply_add(self.k.kind, row_sums[m], operands, [ones, ones])
+                        T.buffer_store(words[unit % 2], self.b[tuple(at)], [T.ramp(0, 1, 4)])
+                for j in range(4):
+                    b = [Cell(self._decoded(words[unit % 2][j], i), "uint32").v for unit, i in places]
+                    for m, registers in enumerate(a):
+                        mma.multiply_add(self.k.kind, sums[m][j], [cell.v for cell in registers], b)
+                for total, registers in zip(row_sums, a, strict=False):
+                    ones = T.uint32(self.ones)
+                    mma.multiply_add(self.k.kind, total, [cell.v for cell in registers], [ones, ones])
             if grouped:
                 self._fold_span(sums, row_sums, slot, a_slot, span)
 
@@ -276,8 +269,7 @@ class MmaBlock:
         for m, registers in enumerate(a):
             row = (self.down * self.tile.products + m) * mma.ROWS + T.floormod(self.lane, T.int64(mma.ROWS))
             chunk = self.along * CHUNKS + 2 * product + T.floordiv(self.lane, T.int64(mma.ROWS))
-            swizzled = T.bitwise_xor(chunk, T.bitwise_and(self.lane, T.int64(7)))
-            mma.load_matrices(registers, self.a[slot, row, swizzled * 4])
+            mma.load_matrices(registers, self.a[slot, row, swizzled(chunk, self.lane) * 4])
 
     def _decoded(self, word: Any, i: int) -> Any:
         """Register i of a word: two codes less the zero point, as float16. The bits of a code are put where a float16
@@ -307,7 +299,7 @@ class MmaBlock:
 
     def _eight(self, load: Any, name: str) -> list[Any]:
         values = T.alloc_buffer((8,), "float32", scope="local")
-        dtype = self.k.plane_dtypes()[name]
+        dtype = self.k.plane_dtypes[name]
         for k in (0, 4):
             T.buffer_store(values, widened(load(k), dtype, 4), [T.ramp(k, 1, 4)])
         return [values[k] for k in range(8)]

@@ -6,7 +6,7 @@ the order in which `llmc.targets.mma` wants them in registers, so that nothing i
 A tile is 32 rows of the weight, four matrices B. A unit of it is as much k as one word of 32 bits holds codes for a
 thread: `registers` registers of B.
 
-    q      [tiles, units, 32, 4] uint32: of every thread a word for each of the four matrices. Bits width i … of each
+    q      [tiles, units, 128] uint32: of every thread a word for each of the four matrices. Bits width i … of each
            element of a word (16 bits, or 8) are the code of register i
     scale  [tiles, groups, 32] float32 or float16, or the upper halves of float32: bfloat16; in the order q, j, e, where
            matrix j has them in column 2 q + e: the eight that a thread needs lie side by side
@@ -76,7 +76,7 @@ class FragmentLayout:
         words = np.bitwise_or.reduce(
             parts.transpose(0, 3, 2, 5, 1, 4, 6) << shifts.astype(np.uint32), axis=(-2, -1)
         )  # [tiles, units, r, q, j]
-        return np.ascontiguousarray(words.reshape(self.tiles, self.units, 32, 4))
+        return np.ascontiguousarray(words.reshape(self.tiles, self.units, 128))
 
     def pack_plane(self, values: np.ndarray) -> np.ndarray:
         """[tiles, groups, 32] of values [N, groups], one for each row and group."""

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from llmc.schedules.gemm.cuda_mma_packing import TILE, FragmentLayout
 from llmc.targets import mma
 from llmc.targets.threads import WARP
+
+CHUNKS = 8  # of 16 bytes in the row of x that a warp takes in a step
+
+
+def swizzled(chunk: Any, row: Any) -> Any:
+    """Where a chunk of 16 bytes stands in its row of x: eight rows of one chunk, which a matrix is made of, and eight
+    chunks of one row, which eight threads write, meet 32 different banks."""
+    return chunk ^ (row & (CHUNKS - 1))
 
 
 @dataclass(frozen=True)
@@ -30,9 +39,16 @@ class BlockTile:
         """Products of 16 rows that a warp makes of each matrix of its weight."""
         return self.rows // self.down // mma.ROWS
 
+    def registers(self, layout: FragmentLayout, grouped: bool) -> int:
+        """About how many a thread needs: sums (twice, where they are of groups), operands, staged x, addresses."""
+        sums = self.products * 4 * mma.ACCUMULATORS * (2 if grouped else 1)
+        staged = self.rows * self.along * CHUNKS * 4 * layout.pack // self.threads
+        return sums + 4 * self.products + staged + 56
+
     def shared_bytes(self, layout: FragmentLayout, plane_bytes: int, groups: int) -> int:
-        """`plane_bytes` of scales and zero points for each row, `groups` of them in a step of one warp."""
-        x = 2 * self.rows * 128 * self.along
+        """Of a block, at most. `plane_bytes` of scales and zero points for each row of the weight, `groups` of them in a
+        step of one warp."""
+        x = 2 * self.rows * self.along * (128 + 4 * groups)
         units = layout.step // layout.unit
         weights = self.stages * self.across * self.along * (units * 512 + groups * TILE * plane_bytes)
         sums = (self.along - 1) * self.rows * TILE * self.across * 4

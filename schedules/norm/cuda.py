@@ -25,7 +25,8 @@ class CudaNorm(Norm):
         return Space({"threads": (32, 64, 128, 256, 512)})
 
     def default(self, workload: NormWorkload, target: Target) -> dict[str, int | str]:
-        return {"threads": max(32, min(256, -(-workload.K // 128) * 32))}
+        four_each = 1 << (workload.K // 4).bit_length() - 1 if workload.K >= 4 else 1
+        return {"threads": max(32, min(256, four_each))}
 
     def build(self, workload: NormWorkload, target: Target, config: Config) -> Any:
         w, threads = workload, int(config["threads"])

@@ -210,7 +210,7 @@ def _move(i: Instruction) -> str:
 _RULES: dict[str, Callable[[Instruction], str]] = {
     "ldmatrix": _matrix_load,
     "stmatrix": _matrix_store,
-    "movmatrix": lambda i: i.write(f"ptx::movmatrix({i.read(1)})"),
+    "movmatrix": lambda i: i.write(f"ptx::movmatrix({i.read(1, 'uint32_t')})", "uint32_t"),
     "mma": _mma,
     "ld": _memory,
     "st": _memory,

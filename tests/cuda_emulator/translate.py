@@ -76,9 +76,9 @@ def _array(match: re.Match[str], site: int) -> str:
 
 def _entry(kernel: Entry) -> str:
     arguments = ", ".join(
-        f"({p.type}*)a[{i}]" if p.pointer else f"*({p.type}*)a[{i}]" for i, p in enumerate(kernel.parameters)
+        f"*({p.type}**)a[{i}]" if p.pointer else f"*({p.type}*)a[{i}]" for i, p in enumerate(kernel.parameters)
     )
-    return f'extern "C" void emu_entry_{kernel.name}(void** a) {{ {kernel.name}({arguments}); }}'
+    return f'extern "C" __attribute__((no_sanitize("thread", "undefined"))) void emu_entry_{kernel.name}(void** a) {{ {kernel.name}({arguments}); }}'
 
 
 def _inline_assembly(source: str) -> str:

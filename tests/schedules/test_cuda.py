@@ -114,12 +114,6 @@ def test_the_kernel_of_a_weight() -> None:
     assert on(SM80, Kernel(DENSE, dense.workload)).template is CUDA_LINEAR
 
 
-def test_rounded_and_paged_caches_are_not_taken() -> None:
-    assert not CUDA_ATTENTION.accepts(AttentionWorkload(4, 2, 64, 0.1, kv_cache="int8"), SM80)
-    assert not CUDA_ATTENTION.accepts(AttentionWorkload(4, 2, 64, 0.1, paged=True), SM80)
-    assert not CUDA_KV_APPEND.accepts(KVAppendWorkload(4, 2, 64, in_place=True, kv_cache="int4"), SM80)
-
-
 def test_a_block_is_made_of_whole_warps() -> None:
     with pytest.raises(KernelError, match="a block of 48 threads"), launch(48, 1):
         pass

@@ -66,9 +66,10 @@ void warp_ordered(int warp, uint32_t mask) {
 
 static int warp_of(uint16_t who) { return who & kLanes ? who & 31 : (who & kThread) / kWarp; }
 
-// Did what `who` did at `time` happen before what `me` does now? Both are threads, or kLanes and a warp.
-static bool before(uint32_t time, uint16_t who, uint16_t me) {
-  if (time < launch_began) return true;
+// Did what `who` did at `time` happen before what `me` does now? Both are threads, or kLanes and a warp. `began`: when the
+// memory was, for all threads that can reach it.
+static bool before(uint32_t time, uint16_t who, uint16_t me, uint32_t began) {
+  if (time < began) return true;
   if (time < block_began) return false;
   if (time < barrier) return true;
   if (who & kMany) return false;
@@ -121,25 +122,27 @@ static const char* verb(Kind kind) {
 }
 
 static void judge(Cell& cell, Kind kind, uint16_t me, const void* at, bool shared, const void* pc) {
+  if (kind == Kind::read && cell.read == now && cell.reader == me) return;  // again, and nobody has written since
+  uint32_t began = shared ? block_began : launch_began;
   if (cell.writer & kPending && cell.wrote >= block_began)
     refuse(me, kind, at, ", where an asynchronous copy of " + actor(cell.writer, cell.wrote) + " is under way", pc);
   bool atomics = kind == Kind::atomic && cell.writer & kAtomic;
-  if (!atomics && !before(cell.wrote, cell.writer, me))
+  if (!atomics && !before(cell.wrote, cell.writer, me, began))
     refuse(me, kind, at, ", which " + actor(cell.writer, cell.wrote) + " wrote, with nothing in between that orders them", pc);
   if (kind == Kind::read) {
     if (shared && cell.wrote < block_began) refuse(me, kind, at, ", which was never written", pc);
-    bool fresh = cell.read < launch_began;
+    bool fresh = cell.read < began;
     if (fresh) cell.first_read = now;
-    if (fresh || before(cell.read, cell.reader, me)) cell.reader = me;
+    if (fresh || before(cell.read, cell.reader, me, began)) cell.reader = me;
     else if (cell.reader != me && !(cell.reader & kMany))
       cell.reader = warp_of(cell.reader) == warp_of(me) && cell.read >= block_began ? kLanes | warp_of(me) : kMany;
     cell.read = now;
     return;
   }
-  if (cell.read >= launch_began) {
+  if (cell.read >= began) {
     if (cell.first_read < block_began)
       refuse(me, kind, at, ", which a thread of another block reads", pc);
-    if (!before(cell.read, cell.reader, me))
+    if (!before(cell.read, cell.reader, me, began))
       refuse(me, kind, at, ", which " + actor(cell.reader, cell.read) + " read, with nothing in between that orders them",
              pc);
   }
