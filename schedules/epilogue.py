@@ -9,13 +9,14 @@ import numpy as np
 
 from llmc.errors import KernelError
 from llmc.targets.intrinsics import Simd
+from llmc.targets.threads import Scalar
 from llmc.tvm_shim import T
 
 ACTIVATIONS = ("none", "relu", "relu6", "hard_swish", "gelu", "gelu_tanh", "silu", "silu_mul")
 SINGLE = tuple(a for a in ACTIVATIONS if a != "silu_mul")  # those that act on one register
 
 
-def apply(simd: Simd, activation: str, value: Any) -> Any:
+def apply(simd: Simd | Scalar, activation: str, value: Any) -> Any:
     """`activation` of one register of float32. `silu_mul` takes two registers: see `silu_mul`.
 
     gelu is x/2 (1 + erf(x/sqrt 2)), gelu_tanh its approximation 0.5x(1 + tanh(sqrt(2/pi)(x + 0.044715 x^3)))
@@ -42,7 +43,7 @@ def apply(simd: Simd, activation: str, value: Any) -> Any:
     raise KernelError(f"activation {activation!r} is not one that acts on a single register")
 
 
-def silu_mul(simd: Simd, gate: Any, up: Any) -> Any:
+def silu_mul(simd: Simd | Scalar, gate: Any, up: Any) -> Any:
     """silu(gate) * up, one register of float32 each (SwiGLU, Shazeer, arXiv:2002.05202)."""
     return gate * simd.sigmoid(gate) * up
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llmc.errors import KernelError
-from llmc.targets.cuda import CudaTarget
+from llmc.targets.base import Target
 from llmc.tvm_shim import T
 
 WARP = 32
@@ -30,6 +30,8 @@ def launch(threads: int, *grid: Any) -> Iterator[tuple[Any, ...]]:
     with contextlib.ExitStack() as stack:
         blocks = [stack.enter_context(T.launch_thread(f"blockIdx.{a}", n)) for a, n in zip("xyz", grid, strict=False)]
         thread = stack.enter_context(T.launch_thread("threadIdx.x", threads))
+        # With a least number of blocks the compiler gives threads what they need, and does not spill for more blocks.
+        stack.enter_context(T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", 1))
         yield tuple(T.Cast("int64", index) for index in (thread, *blocks))
 
 
@@ -129,7 +131,7 @@ class Scalar:
 
     lanes = 1
 
-    def __init__(self, target: CudaTarget) -> None:
+    def __init__(self, target: Target) -> None:
         self.target = target
 
     def f32(self, x: float, n: int | None = None) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,21 @@ _BINARY = {
     "GE": ">=",
     "And": "and",
     "Or": "or",
+}
+
+
+_OPERATORS: dict[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
 }
 
 
@@ -60,8 +77,32 @@ class Launch:
 
     def sizes(self, scalars: Mapping[str, int]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """(grid, block, bytes of dynamic shared memory) of a call with these scalar arguments."""
-        value = lambda text: int(eval(text, {"__builtins__": {}, "min": min, "max": max}, dict(scalars)))  # noqa: E731
-        return tuple(map(value, self.grid)), tuple(map(value, self.block)), value(self.shared)
+        grid, block = (
+            [_value(ast.parse(text, mode="eval").body, scalars) for text in e] for e in (self.grid, self.block)
+        )
+        return tuple(grid), tuple(block), _value(ast.parse(self.shared, mode="eval").body, scalars)
+
+
+def _value(node: ast.expr, scalars: Mapping[str, int]) -> int:
+    """An expression as `_text` writes it, and nothing else: it may come from a file. Raises KernelError."""
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.Name(id=name) if name in scalars:
+            return scalars[name]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return int(_OPERATORS[type(op)](_value(left, scalars), _value(right, scalars)))
+        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _OPERATORS:
+            return int(_OPERATORS[type(op)](_value(left, scalars), _value(right, scalars)))
+        case ast.BoolOp(op=op, values=values):
+            return int((all if isinstance(op, ast.And) else any)([_value(v, scalars) for v in values]))
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            return _value(body if _value(test, scalars) else orelse, scalars)
+        case ast.Call(func=ast.Name(id="min" | "max" as name), args=args):
+            return (min if name == "min" else max)(_value(arg, scalars) for arg in args)
+    raise KernelError(
+        f"the size of a launch, {ast.unparse(node)}, is no expression of the arguments {', '.join(scalars)}"
+    )
 
 
 def launch_of(kernel: PrimFunc) -> Launch:

@@ -63,7 +63,7 @@ def lower(module: IRModule, target: TvmTarget) -> tuple[IRModule, dict[str, tupl
 
 
 def _with_plain_names(func: PrimFunc) -> PrimFunc:
-    """A device function whose parameters have names of C: the model's own, of inputs and dimensions, may be any text."""
+    """A device function whose parameters have names of C: a model's own, of inputs and dimensions, may be any text."""
     plain = {
         param: tirx.Var(f"p{i}_{re.sub(r'[^A-Za-z0-9]', '_', param.name)}", param.ty)
         for i, param in enumerate(func.params)
@@ -76,7 +76,7 @@ def _launch_none_of_nothing(func: PrimFunc, kernels: Mapping[str, tuple[PrimFunc
 
     def guarded(statement: tirx.Evaluate) -> Any:
         call = statement.value
-        name = getattr(call.args[0], "value", None) if isinstance(call, tvm.ir.Call) and call.args else None
+        name = str(getattr(call.args[0], "value", "")) if isinstance(call, tvm.ir.Call) and call.args else ""
         if name not in kernels:
             return statement
         sizes = call.args[1 + len(kernels[name][1].arguments) :]

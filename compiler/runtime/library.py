@@ -100,7 +100,7 @@ def load_library(artifact: Artifact, threads: int | None) -> Any:
         library.write_bytes(artifact.read(LIBRARY))
         try:
             module = tvm_ffi.load_module(library)
-            places = (_CPU, _DEVICE, _POOLED)
+            places: tuple[int, ...] = (_CPU, _DEVICE, _POOLED)
             if DEVICE_KERNELS in artifact.entries:
                 import_kernels(module, artifact)
                 places = (CUDA, _DEVICE, _POOLED, *places)

@@ -70,8 +70,9 @@ class CudaLowBitLinear(LowBitLinear):
     name = "lowbit_cuda"
 
     def accepts(self, workload: Workload, target: Target) -> bool:
-        known = isinstance(workload, self.serves) and type(workload) is self.serves
-        return known and workload.activations == "a32" and target.kind == "cuda"
+        if not isinstance(workload, LowBitLinearWorkload) or type(workload) is not self.serves:
+            return False
+        return workload.activations == "a32" and target.kind == "cuda"
 
     def space(self, workload: LowBitLinearWorkload, target: Target) -> Space:
         return _SPACE

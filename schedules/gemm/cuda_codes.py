@@ -67,7 +67,7 @@ class Codes:
 
     def declare(self) -> None:
         """The parameters that hold the planes."""
-        shapes = {
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {
             "q": ((self.N, -(-self.K // self.per_byte)), "uint8"),
             "scale": ((self.N, self.groups), stored_dtype(self.scale_dtype)),
         }

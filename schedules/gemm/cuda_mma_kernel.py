@@ -94,7 +94,6 @@ class MmaBlock:
     ones = 0x3C003C00  # a register of B
     sums_dtype = "float32"  # of a group
 
-
     def __init__(self, kernel: MmaKernel, tile: BlockTile, thread: Any, column_block: Any, row_block: Any) -> None:
         self.k, self.tile, self.layout, self.pack = kernel, tile, kernel.layout, kernel.layout.pack
         self.thread, self.lane = thread, Cell(mma.lane_of(thread), "int64").v
@@ -175,7 +174,10 @@ class MmaBlock:
         of_group = TILE // per_copy
         spans = self.tile.along * self.spans
         for i in self._shares(self.tile.across * spans * of_group):
-            at, rest = T.bind(T.floordiv(i, T.int64(spans * of_group))), T.bind(T.floormod(i, T.int64(spans * of_group)))
+            at, rest = (
+                T.bind(T.floordiv(i, T.int64(spans * of_group))),
+                T.bind(T.floormod(i, T.int64(spans * of_group))),
+            )
             span, part = T.bind(T.floordiv(rest, T.int64(of_group))), T.bind(T.floormod(rest, T.int64(of_group)))
             k = (step * spans + span) * (layout.step // self.spans)
             g = T.min(T.floordiv(k, T.int64(group)), T.int64(self.k.groups - 1))
@@ -343,13 +345,13 @@ class MmaBlock:
         first = T.bind((self.first_tile + self.across) * (TILE // w.halves) + self.q * 2)
         for m in range(self.tile.products):
             for h in range(2):
-                row = T.bind(
-                    self.first_row + (self.down * self.tile.products + m) * mma.ROWS + 8 * h + self.r
-                )
+                row = T.bind(self.first_row + (self.down * self.tile.products + m) * mma.ROWS + 8 * h + self.r)
                 with T.If(row < self.k.M), T.Then():
                     for j in range(made):
                         sums = [self.sums[m][j + half * made] for half in range(w.halves)]
-                        self._store(row, first + 8 * j, [[registers[2 * h + e] for registers in sums] for e in range(2)])
+                        self._store(
+                            row, first + 8 * j, [[registers[2 * h + e] for registers in sums] for e in range(2)]
+                        )
 
     def _store(self, row: Any, column: Any, sums: list[list[Cell]]) -> None:
         """Two neighbouring columns: at once where rows begin at even places."""

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
 from llmc.gpu.sources import cuda_sources
 from llmc.targets.detect import compute_capability
 from tests.cli.conftest import Call

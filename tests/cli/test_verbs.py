@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmc.cli import app
-from llmc.targets.x86 import TARGETS
+from llmc.targets import cuda, x86
 
 from ..runtime.toys import HIDDEN, decoder_reference, mlp_reference
 from .conftest import Call
@@ -50,11 +50,12 @@ def test_targets(llmc: Call) -> None:
     code, out, _ = llmc("targets", "--json")
     data = json.loads(out)
     assert code == 0
-    assert set(data["targets"]) == set(TARGETS)
+    names = {*x86.TARGETS, *cuda.TARGETS}
+    assert set(data["targets"]) == names
     assert all(t["runs_here"] == (not t["missing"]) for t in data["targets"].values())
     assert data["native"] in {name for name, t in data["targets"].items() if t["runs_here"]} or data["native"] is None
     text = llmc("targets")[1]
-    assert all(name in text for name in TARGETS)
+    assert all(name in text for name in names)
 
 
 def mlp_inputs(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:

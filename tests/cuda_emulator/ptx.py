@@ -72,13 +72,13 @@ def _results(group: tuple[str, ...], array: str) -> str:
 def _matrix_load(i: Instruction) -> str:
     count = int(next(part for part in i.parts if re.fullmatch(r"x[124]", part))[1:])
     signed = -count if "trans" in i.parts else count
-    return f"uint32_t m[{count}]; ptx::ldmatrix<{signed}>({i.one(1)}, m); {_results(i.group(0), 'm')}"
+    return f"uint32_t emu_m[{count}]; ptx::ldmatrix<{signed}>({i.one(1)}, emu_m); {_results(i.group(0), 'emu_m')}"
 
 
 def _matrix_store(i: Instruction) -> str:
     count = int(next(part for part in i.parts if re.fullmatch(r"x[124]", part))[1:])
     signed = -count if "trans" in i.parts else count
-    return f"uint32_t m[] = {{{_words(i.group(1))}}}; ptx::stmatrix<{signed}>({i.one(0)}, m);"
+    return f"uint32_t emu_m[] = {{{_words(i.group(1))}}}; ptx::stmatrix<{signed}>({i.one(0)}, emu_m);"
 
 
 def _mma(i: Instruction) -> str:
@@ -95,8 +95,8 @@ def _mma(i: Instruction) -> str:
     if tuple(map(len, (d, a, b, c))) != expected:
         raise UnknownInstruction(f"{i.text} (it has {expected} registers of d, a, b, c)")
     variant = f"emu_mma_variant({M}, {K}, {', '.join(_MMA_TYPES[t] for t in (ta, tb, tc))})"
-    inputs = " ".join(f"uint32_t m{n}[] = {{{_words(group)}}};" for n, group in zip("abc", (a, b, c), strict=True))
-    return f"{inputs} uint32_t md[4]; ptx::mma({variant}, md, ma, mb, mc); {_results(d, 'md')}"
+    inputs = " ".join(f"uint32_t emu_{n}[] = {{{_words(group)}}};" for n, group in zip("abc", (a, b, c), strict=True))
+    return f"{inputs} uint32_t emu_d[4]; ptx::mma({variant}, emu_d, emu_a, emu_b, emu_c); {_results(d, 'emu_d')}"
 
 
 def _copy_async(i: Instruction) -> str:
@@ -124,12 +124,12 @@ def _memory(i: Instruction) -> str:
     count = len(values)
     shared = any(part.startswith("shared") for part in i.parts)
     where = f"emu_shared_pointer({address}, {count} * {size})" if shared else f"(void*)({address})"
-    check = f"if (uint64_t(p) % ({count} * {size})) emu_fail(\"misaligned {'.'.join(i.parts)}\");"
+    check = f"if (uint64_t(emu_at) % ({count} * {size})) emu_fail(\"misaligned {'.'.join(i.parts)}\");"
     if load:
-        out = " ".join(f"ptx::put({value}, v[{n}]);" for n, value in enumerate(values))
-        return f"auto* p = ({i.type}*){where}; {check} {i.type} v[{count}]; memcpy(v, p, sizeof v); {out}"
+        out = " ".join(f"ptx::put({value}, emu_v[{n}]);" for n, value in enumerate(values))
+        return f"auto* emu_at = ({i.type}*){where}; {check} {i.type} emu_v[{count}]; memcpy(emu_v, emu_at, sizeof emu_v); {out}"
     given = ", ".join(f"ptx::get<{i.type}>({value})" for value in values)
-    return f"auto* p = ({i.type}*){where}; {check} {i.type} v[] = {{{given}}}; memcpy(p, v, sizeof v);"
+    return f"auto* emu_at = ({i.type}*){where}; {check} {i.type} emu_v[] = {{{given}}}; memcpy(emu_at, emu_v, sizeof emu_v);"
 
 
 def _arithmetic(i: Instruction) -> str:
@@ -166,7 +166,7 @@ def _convert(i: Instruction) -> str:
         kind = f"__nv_fp8x2_{to[:4]}"
         return f"ptx::put({i.one(0)}, uint16_t({kind}(float2{{{i.read(2)}, {i.read(1)}}}).__x));"
     if to == "f16x2" and of in ("e4m3x2", "e5m2x2"):
-        return f"__nv_fp8x2_{of[:4]} v; v.__x = {i.read(1, 'uint16_t')}; ptx::put({i.one(0)}, half2(v));"
+        return f"__nv_fp8x2_{of[:4]} emu_v; emu_v.__x = {i.read(1, 'uint16_t')}; ptx::put({i.one(0)}, half2(emu_v));"
     value = i.read(1)
     if of in ("f32", "f64") and to[0] in "su":
         rounded = {"rni": "nearbyint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}[i.parts[1]]

@@ -52,7 +52,8 @@ extern "C" __global__ void too_far(float* x, int at) {
 extern "C" __global__ void misaligned(float* x, int at) { *(float4*)(x + at) = make_float4(1, 2, 3, 4); }
 extern "C" __global__ void divergent(int* x, int how) {
   if (how == 0) { if (threadIdx.x < 40) return; __syncthreads(); }
-  if (how == 1) { if (threadIdx.x < 40) __syncthreads(); else __syncthreads(); }
+  if (how == 1 && threadIdx.x < 40) __syncthreads();
+  if (how == 1 && threadIdx.x >= 40) __syncthreads();
   if (how == 2) {
     if (threadIdx.x < 40) __syncthreads();
   }

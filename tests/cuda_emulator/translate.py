@@ -122,7 +122,7 @@ def _assembly(inside: str) -> str:
         if text.startswith(".reg"):
             kind, names = re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
             for name in re.split(r"\s*,\s*", names.strip()):
-                locals_[name] = f"emu_{name.strip('%')}"
+                locals_[name] = f"reg_{name.strip('%')}"
                 statements.append(f"{TYPES[kind]} {locals_[name]} = {{}};")
             continue
         statements.append(_instruction(text, operands, locals_))

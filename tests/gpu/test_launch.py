@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+from llmc.errors import KernelError
 from llmc.gpu.image import module_bytes
-from llmc.gpu.launch import Argument
+from llmc.gpu.launch import Argument, Launch
 from llmc.gpu.passes import lower
 from llmc.gpu.sources import template_sources
 from llmc.targets.cuda import SM80
@@ -25,6 +28,14 @@ def test_sizes_are_expressions_of_the_arguments(dynamic: bool) -> None:
     assert launch.threads == 64
     tags = ("blockIdx.x", "threadIdx.x")
     assert launch.tags == ((*tags, "tirx.use_dyn_shared_memory") if dynamic else tags)
+
+
+def test_sizes_of_a_file_are_no_programs() -> None:
+    launch = Launch((), ("min(a0, 7) if a0 > 2 and a1 != 3 else (a1 + 3) // 2 % 5", "1", "1"), ("1", "1", "1"), "0", ())
+    assert launch.sizes({"a0": 9, "a1": 4})[0][0] == 7 and launch.sizes({"a0": 9, "a1": 3})[0][0] == 3
+    for text in ("__import__('os')", "a0.bit_length()", "a9", "[1][0]"):
+        with pytest.raises(KernelError, match="no expression of the arguments"):
+            dataclasses.replace(launch, shared=text).sizes({"a0": 1, "a1": 1})
 
 
 def test_barriers_stand_where_the_template_put_them() -> None:

@@ -22,9 +22,10 @@ from llmc.schedules.cuda import on
 from llmc.schedules.embedding.cuda import CUDA_EMBEDDING, CUDA_LOWBIT_EMBEDDING
 from llmc.schedules.embedding.dense import EmbeddingDenseWorkload
 from llmc.schedules.embedding.lowbit import LowBitEmbeddingWorkload
-from llmc.schedules.formats import TABLES, QuantizedWeight, random_weight
-from llmc.schedules.gemm.cuda import CUDA_LINEAR, CUDA_LOWBIT, CUDA_TABLE, linear
+from llmc.schedules.formats import random_weight
+from llmc.schedules.gemm.cuda import CUDA_LINEAR, CUDA_LOWBIT, CUDA_TABLE
 from llmc.schedules.gemm.cuda_codes import Codes
+from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LowBitLinearWorkload, TableLinearWorkload
 from llmc.schedules.norm.cuda import CUDA_NORM
@@ -102,16 +103,10 @@ def test_packed_codes_hold_the_weight(bits: int, symmetric: bool, scale_dtype: s
             assert value == weight.dequantize()[row, k]
 
 
-def test_the_kernel_of_a_weight() -> None:
-    rng = np.random.default_rng(0)
-    dense = linear(rng.standard_normal((8, 16), np.float32), True, "none", False)
-    assert dense.template is CUDA_LINEAR and dense.workload == DenseLinearWorkload(8, 16, bias=True)
-    weight = random_weight(rng, (8, 64), 4, 32, 8.0)
-    assert linear(weight, False, "silu", False).template is CUDA_LOWBIT
-    table = QuantizedWeight(weight.q, weight.scale, 0.0, 4, 32, "nf4")
-    assert linear(table, False, "none", True).template is CUDA_TABLE and "nf4" in TABLES
-    assert on(AVX2, Kernel(DENSE, dense.workload)).template is DENSE
-    assert on(SM80, Kernel(DENSE, dense.workload)).template is CUDA_LINEAR
+def test_a_template_takes_the_place_of_the_cpus() -> None:
+    dense = Kernel(DENSE, DenseLinearWorkload(8, 16, bias=True))
+    assert on(AVX2, dense) is dense
+    assert on(SM80, dense) == Kernel(CUDA_LINEAR, dense.workload)
 
 
 def test_a_block_is_made_of_whole_warps() -> None:

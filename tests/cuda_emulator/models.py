@@ -1,0 +1,76 @@
+"""A whole artifact for a GPU on the CPU: its own host code runs, and calls kernels that are emulated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import tvm_ffi
+
+from llmc.gpu.sources import Source, cuda_sources
+from llmc.package.reader import open_artifact
+from tests.cuda_emulator.build import build
+from tests.cuda_emulator.translate import Entry, translate
+
+# TVM's convention: values of 16 bytes, a type and a union. Launches come on the thread that calls the model.
+_HEAD = """
+struct EmuValue { int32_t type; uint32_t padding; union { int64_t integer; double number; void* pointer; }; };
+extern "C" void TVMFFIErrorSetRaisedFromCStr(const char*, const char*);
+extern "C" int __tvm_ffi___tvm_set_device(void*, const EmuValue*, int32_t, EmuValue*) { return 0; }
+"""
+_AXES = [f"{what}Idx.{axis}" for what in ("block", "thread") for axis in "xyz"]
+
+
+def load(model: Path, seed: int = 0) -> tvm_ffi.Module:
+    """The virtual machine of an artifact that was compiled for a GPU, with every kernel emulated on the CPU's memory.
+
+    Raises TranslationError, BuildError for a kernel that cannot be emulated; its functions raise RuntimeError for what
+    the emulator finds. Sizes of tensors are unknown to kernels, so that accesses outside of them are not found here.
+    """
+    emulated = tvm_ffi.load_module(str(build_kernels(cuda_sources(model), seed)))
+    with TemporaryDirectory() as folder:
+        library = Path(folder) / "lib.so"
+        library.write_bytes(bytes(open_artifact(model).read("lib.so")))
+        host = tvm_ffi.load_module(str(library))
+    host.imports[0].import_module(emulated)
+    machine = host["vm_load_executable"]()
+    machine["vm_initialization"](1, 0, 2)
+    return machine
+
+
+def build_kernels(sources: dict[str, Source], seed: int) -> Path:
+    """A library with a function __tvm_ffi_NAME for every kernel, each in a namespace of its own."""
+    parts = [_HEAD]
+    for name, source in sources.items():
+        code, entries = translate(source.source)
+        parts += [f"namespace kernel_{name} {{\n{code}\n}}", _function(entries[name], source, seed)]
+    return build("\n".join(parts))
+
+
+def _function(entry: Entry, source: Source, seed: int) -> str:
+    cells, name = [], entry.name
+    for i, p in enumerate(entry.parameters):
+        field = "pointer" if p.pointer else "number" if p.type in ("float", "double", "half") else "integer"
+        type_ = f"{p.type}*" if p.pointer else p.type
+        cells.append(f"{type_} c{i} = ({type_})v[{i}].{field};")
+    sizes = {axis: "1" for axis in _AXES}
+    shared = "0"
+    for i, tag in enumerate(source.launch.tags, len(entry.parameters)):
+        if tag in sizes:
+            sizes[tag] = f"unsigned(v[{i}].integer)"
+        else:
+            shared = f"uint64_t(v[{i}].integer)"
+    addresses = ", ".join(f"&c{i}" for i in range(len(entry.parameters)))
+    grid, block = (", ".join(sizes[axis] for axis in _AXES[n : n + 3]) for n in (0, 3))
+    return f"""
+extern "C" __attribute__((no_sanitize("thread", "undefined")))
+int __tvm_ffi_{name}(void*, const EmuValue* v, int32_t, EmuValue*) {{
+  {" ".join(cells)}
+  void* arguments[] = {{{addresses}}};
+  EmuLaunch launch{{emu_entry_{name}, arguments, {{{grid}}}, {{{block}}}, {shared}, {seed}, {entry.max_threads}, nullptr,
+                   0, "{name}"}};
+  static char error[4096];
+  if (!emu_launch(&launch, error, sizeof error)) return 0;
+  TVMFFIErrorSetRaisedFromCStr("RuntimeError", error);
+  return -1;
+}}"""
