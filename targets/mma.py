@@ -28,8 +28,8 @@ def depth(pack: int) -> int:
 
 
 def multiply_add(kind: str, c: Sequence[Cell], a: Sequence[Any], b: Sequence[Any]) -> None:
-    """C += A B over one warp. `kind` "f16" and "bf16" sum in float32, "s8" and "s8u8" (B unsigned) in int32, whose cells
-    are uint32 like all registers. a are 4 registers, b 2."""
+    """C += A B over one warp. `kind` "f16" and "bf16" sum in float32, "s8" and "s8u8" (B unsigned) in int32, whose
+    cells are uint32 like all registers. a are 4 registers, b 2."""
     operands = [cell.v for cell in c]
     T.evaluate(T.ptx[_MULTIPLY[kind]](*operands, *a, *b, *operands))
 
@@ -43,8 +43,9 @@ _MULTIPLY = {
 
 
 def load_matrices(registers: Sequence[Cell], row: Any, transposed: bool = False) -> None:
-    """Four 8 x 8 matrices of 16-bit elements from shared memory, one into each register (ldmatrix). `row` is the element
-    where this thread's row of 16 bytes begins: threads 8 i … 8 i + 7 name the rows of matrix i. A register holds row r,
+    """Four 8 x 8 matrices of 16-bit elements from shared memory, one into each register (ldmatrix). `row` is the
+    element where this thread's row of 16 bytes begins: threads 8 i … 8 i + 7 name the rows of matrix i. A register
+    holds row r,
     columns 2 q and 2 q + 1; `transposed` it holds column r, rows 2 q and 2 q + 1."""
     into = [cell.v for cell in registers]
     way = ".trans" if transposed else ""

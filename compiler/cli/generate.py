@@ -32,7 +32,9 @@ def command(
     window: Annotated[
         int | None, typer.Option(help="Go on without an end: keep only so many latest tokens, and the sinks.")
     ] = None,
-    sinks: Annotated[int, typer.Option(help="With --window: how many of the first tokens stay.")] = 4,
+    sinks: Annotated[
+        int | None, typer.Option(help="With --window: how many of the first tokens stay.", show_default="4")
+    ] = None,
     threads: ThreadsOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -52,11 +54,13 @@ def command(
     texts = [*(prompt or ()), *(_lines(prompts) if prompts else ())]
     if not texts:
         raise OptionError("there is no prompt", hint="give one, or a file of them with --prompts")
+    if sinks is not None and window is None:
+        raise OptionError("a session without a window keeps all tokens", where="--sinks", hint="give --window, too")
     started = time.perf_counter()
     model = load(artifact, threads=threads)
     loaded = time.perf_counter() - started
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    session = model.session(len(texts), window=window, sinks=sinks)
+    session = model.session(len(texts), window=window, sinks=4 if sinks is None else sinks)
     ids = [_encode(model, text, chat) for text in texts]
     found: Generation | Generations
     if len(texts) == 1:

@@ -238,7 +238,8 @@ def linear(
     if isinstance(weight, np.ndarray):
         plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(*weight.shape, **same))
         if activations == "bf16":
-            rounded.append(Kernel(MMA_BF16, Bf16LinearWorkload(*weight.shape, **same, activations="bf16")))
+            N, K = weight.shape
+            rounded.append(Kernel(MMA_BF16, Bf16LinearWorkload(N, K, **same, activations="bf16")))
     elif weight.outliers:
         plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(weight.N, weight.K, **same))
     elif weight.table:

@@ -97,10 +97,10 @@ class MmaLowBitLinear(_MmaTemplate, LowBitLinear):
     `cuda_mma_packing`, bias [N]."""
 
     name = "lowbit_mma"
-    serves = HalfLinearWorkload
+    serves: type[LowBitLinearWorkload] = HalfLinearWorkload
 
     def accepts(self, workload: Workload, target: Target) -> bool:
-        if type(workload) is not self.serves or target.kind != "cuda":
+        if not isinstance(workload, LowBitLinearWorkload) or type(workload) is not self.serves or target.kind != "cuda":
             return False
         w = workload
         # A float16 counts ones up to 2048; a scale is one for a whole product, and changes alike in every step.
@@ -141,7 +141,7 @@ class MmaInt8Linear(MmaLowBitLinear):
     block = Int8Block
 
     def accepts(self, workload: Workload, target: Target) -> bool:
-        if type(workload) is not self.serves or target.kind != "cuda":
+        if not isinstance(workload, LowBitLinearWorkload) or type(workload) is not self.serves or target.kind != "cuda":
             return False
         w = workload
         # A code less the zero point has a byte with sign; codes without one are multiplied as they are.
@@ -166,8 +166,9 @@ class MmaBf16Linear(_MmaTemplate, Bf16Linear):
     name = "bf16_mma"
 
     def accepts(self, workload: Workload, target: Target) -> bool:
-        served = isinstance(workload, Bf16LinearWorkload) and workload.activations == "bf16"
-        return served and target.kind == "cuda" and workload.K % 4 == 0
+        if not isinstance(workload, Bf16LinearWorkload) or target.kind != "cuda":
+            return False
+        return workload.activations == "bf16" and workload.K % 4 == 0
 
     def fragments(self, workload: Any) -> FragmentLayout:
         return FragmentLayout(workload.N, workload.K, 16, 2, workload.halves)
@@ -193,8 +194,8 @@ def _tiles(config: Config) -> tuple[BlockTile, BlockTile]:
 
 
 def _preferred() -> Iterator[dict[str, int | str]]:
-    # Blocks of 256 threads (BN = 128) would read x half as often, but ptxas then squeezes some of them into 128 registers,
-    # and spills.
+    # Blocks of 256 threads (BN = 128) would read x half as often, but ptxas then squeezes some of them into 128
+    # registers, and spills.
     for along, few_stages, stages in product((4, 2, 1), (4, 3, 2), (4, 3, 2)):
         yield {"BM": 64, "BN": 64, "down": 2, "stages": stages, "along": along, "few_stages": few_stages}
 

@@ -1,7 +1,8 @@
 """Weights as tensor cores take them: each thread's share of a matrix is one load of 16 bytes.
 
-The idea is MARLIN's (Frantar et al., arXiv:2408.11743) and QUICK's (Kim et al., arXiv:2402.10076): codes are laid out in
-the order in which `llmc.targets.mma` wants them in registers, so that nothing is exchanged between threads on the way.
+The idea is MARLIN's (Frantar et al., arXiv:2408.11743) and QUICK's (Kim et al., arXiv:2402.10076): codes are laid out
+in the order in which `llmc.targets.mma` wants them in registers, so that nothing is exchanged between threads on the
+way.
 
 A tile is 32 rows of the weight, four matrices B. A unit of it is as much k as one word of 32 bits holds codes for a
 thread: `registers` registers of B.

@@ -46,8 +46,8 @@ class BlockTile:
         return sums + 4 * self.products + staged + 56
 
     def shared_bytes(self, layout: FragmentLayout, plane_bytes: int, groups: int) -> int:
-        """Of a block, at most. `plane_bytes` of scales and zero points for each row of the weight, `groups` of them in a
-        step of one warp."""
+        """Of a block, at most. `plane_bytes` of scales and zero points for each row of the weight, `groups` of them in
+        a step of one warp."""
         x = 2 * self.rows * self.along * (128 + 4 * groups)
         units = layout.step // layout.unit
         weights = self.stages * self.across * self.along * (units * 512 + groups * TILE * plane_bytes)

@@ -84,6 +84,7 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("generate {decoder} t1 --max-new-tokens -1", 2, ["max-new-tokens"]),
     ("generate {decoder} t1 --seed -1", 2, ["seed is -1"]),
     ("generate {decoder}", 2, ["there is no prompt", "--prompts"]),
+    ("generate {decoder} t1 --sinks 2", 2, ["--sinks", "give --window"]),
     ("generate {decoder} --prompts {absent}", 2, ["cannot be read: No such file", "--prompts"]),
     ("generate {decoder} t1 --prompts {x.npy}", 2, ["not UTF-8"]),
     ("bench {decoder} --batch 0", 2, ["--batch", "'0' is not a list of positive numbers"]),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
 
 import tvm_ffi
 
 from llmc.gpu.sources import Source, cuda_sources
-from llmc.package.reader import open_artifact
+from llmc.package.reader import Artifact
+from llmc.runtime.device import HOST
+from llmc.runtime.load import load as load_artifact
+from llmc.runtime.model import Model
 from tests.cuda_emulator.build import build
 from tests.cuda_emulator.translate import Entry, translate
 
@@ -18,24 +23,29 @@ struct EmuValue { int32_t type; uint32_t padding; union { int64_t integer; doubl
 extern "C" void TVMFFIErrorSetRaisedFromCStr(const char*, const char*);
 extern "C" int __tvm_ffi___tvm_set_device(void*, const EmuValue*, int32_t, EmuValue*) { return 0; }
 """
+_CPU = 1  # DLPack's device type
 _AXES = [f"{what}Idx.{axis}" for what in ("block", "thread") for axis in "xyz"]
 
 
-def load(model: Path, seed: int = 0) -> tvm_ffi.Module:
-    """The virtual machine of an artifact that was compiled for a GPU, with every kernel emulated on the CPU's memory.
+def load(path: Path, seed: int = 0) -> Model:
+    """`llmc.load` of an artifact for a GPU, with its kernels emulated and its arrays in the host's memory.
 
-    Raises TranslationError, BuildError for a kernel that cannot be emulated; its functions raise RuntimeError for what
-    the emulator finds. Sizes of tensors are unknown to kernels, so that accesses outside of them are not found here.
+    Raises TranslationError, BuildError for a kernel that cannot be emulated; calls raise InputError with what the
+    emulator finds. Kernels do not know how large tensors are: accesses outside of them are not found here.
     """
-    emulated = tvm_ffi.load_module(str(build_kernels(cuda_sources(model), seed)))
-    with TemporaryDirectory() as folder:
-        library = Path(folder) / "lib.so"
-        library.write_bytes(bytes(open_artifact(model).read("lib.so")))
-        host = tvm_ffi.load_module(str(library))
-    host.imports[0].import_module(emulated)
-    machine = host["vm_load_executable"]()
-    machine["vm_initialization"](1, 0, 2)
-    return machine
+    emulated = tvm_ffi.load_module(str(build_kernels(cuda_sources(path), seed)))
+
+    def import_emulated(library: Any, artifact: Artifact) -> None:
+        host = next(module for module in library.imports if module.kind == "library")
+        host.import_module(emulated)
+
+    with ExitStack() as stack:
+        for module in ("load", "model"):
+            stack.enter_context(patch(f"llmc.runtime.{module}.memory_of", lambda artifact: HOST))
+        stack.enter_context(patch("llmc.runtime.load.check_gpu", lambda artifact: None))
+        stack.enter_context(patch("llmc.runtime.library.import_kernels", import_emulated))
+        stack.enter_context(patch("llmc.runtime.library.CUDA", _CPU))
+        return load_artifact(path)
 
 
 def build_kernels(sources: dict[str, Source], seed: int) -> Path:
@@ -67,7 +77,7 @@ extern "C" __attribute__((no_sanitize("thread", "undefined")))
 int __tvm_ffi_{name}(void*, const EmuValue* v, int32_t, EmuValue*) {{
   {" ".join(cells)}
   void* arguments[] = {{{addresses}}};
-  EmuLaunch launch{{emu_entry_{name}, arguments, {{{grid}}}, {{{block}}}, {shared}, {seed}, {entry.max_threads}, nullptr,
+  EmuLaunch launch{{kernel_{name}::emu_entry_{name}, arguments, {{{grid}}}, {{{block}}}, {shared}, {seed}, {entry.max_threads}, nullptr,
                    0, "{name}"}};
   static char error[4096];
   if (!emu_launch(&launch, error, sizeof error)) return 0;

@@ -18,18 +18,30 @@ INPUTS = ("input_ids", "kv_len", "block_table", "shared_blocks")
 
 
 def decoder(
-    k: BufferSpec = K, v: BufferSpec = V, planes: BufferSpec = PLANES, inputs: Any = INPUTS, paged: bool = True
+    k: BufferSpec = K,
+    v: BufferSpec = V,
+    planes: BufferSpec = PLANES,
+    inputs: Any = INPUTS,
+    paged: bool = True,
+    tree: str | None = None,
 ) -> Manifest:
+    """With `tree` there is a `verify`, which takes its masks where they belong, or first where it is not "tree"."""
     shapes = {"input_ids": ("batch", "seq"), "kv_len": ("batch",), "block_table": ("batch", "blocks")}
     arrays = [ArraySpec(name, "int64", shapes.get(name, (1,))) for name in inputs]
     arrays += [ArraySpec(f"cache{i}", buffer.dtype, buffer.shape) for i, buffer in enumerate((k, v, planes))]
     step = FunctionSpec(tuple(arrays), (), ())
+    functions = {"step": step, "step_last": step}
+    if tree is not None:
+        at = len(inputs) if tree == "tree" else 0
+        bits = ArraySpec("tree", "uint64", ("batch", "seq"))
+        functions["verify"] = FunctionSpec((*arrays[:at], bits, *arrays[at:]), (), ())
     spec = DecoderSpec(10, 1, (CacheSpec(k, v, planes),), inputs, kv_cache="int8", paged=paged)
-    return files.manifest(functions={"step": step, "step_last": step}, decoder=spec)
+    return files.manifest(functions=functions, decoder=spec)
 
 
 def test_round_trip() -> None:
     manifest = Manifest.from_json(decoder().to_json())
+    assert Manifest.from_json(decoder(tree="tree").to_json()) == decoder(tree="tree")
     assert manifest == decoder() and manifest.decoder is not None
     assert manifest.decoder.caches[0].block == 64
     assert manifest.decoder.cache_bytes(1) == 2 * (2 * 8 * 64 + 4 * 2 * 64)
@@ -40,6 +52,7 @@ def test_round_trip() -> None:
     ("changes", "names"),
     [
         ({"paged": False}, "decoder.inputs"),
+        ({"tree": "first"}, "functions.verify.inputs must be decoder.inputs, tree, then"),
         ({"inputs": ("input_ids", "kv_len")}, "block_table, shared_blocks"),
         ({"v": dataclasses.replace(V, shape=("pages", 2, "blocks", 64, 8))}, "v.shape must have 4 dimensions"),
         ({"v": dataclasses.replace(V, shape=("others", 2, 64, 8))}, "differ in pages"),

@@ -25,7 +25,6 @@ from llmc.schedules.embedding.lowbit import LowBitEmbeddingWorkload
 from llmc.schedules.formats import random_weight
 from llmc.schedules.gemm.cuda import CUDA_LINEAR, CUDA_LOWBIT, CUDA_TABLE
 from llmc.schedules.gemm.cuda_codes import Codes
-from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LowBitLinearWorkload, TableLinearWorkload
 from llmc.schedules.norm.cuda import CUDA_NORM

@@ -91,8 +91,8 @@ def test_more_emulated_kernels_compute_the_reference(case: tuple[Template, Workl
 @pytest.mark.parametrize("halves", [1, 2])
 def test_words_hold_what_threads_multiply(width: int, pack: int, halves: int) -> None:
     """The PTX ISA's fragment of B for m16n8k16 (16-bit elements): groupID = lane >> 2 is the column; row of element i
-    in 0 … 3 is 2 (lane % 4) + (i & 1), and 8 more for i >= 2. For m16n8k32 (8 bits), i in 0 … 7: 4 (lane % 4) + (i & 3),
-    and 16 more for i >= 4."""
+    in 0 … 3 is 2 (lane % 4) + (i & 1), and 8 more for i >= 2. For m16n8k32 (8 bits), i in 0 … 7: 4 (lane % 4) +
+    (i & 3), and 16 more for i >= 4."""
     N, K = 44, 104
     codes = np.random.default_rng(0).integers(0, 2**width, (N, K))
     layout = FragmentLayout(N, K, width, pack, halves)
