@@ -2,8 +2,8 @@
 
     python benchmarks/roofline.py smollm2.llmc --seconds 30
 
-Prints the table that the numbers in the figures refer to: what each kernel computes, its share of the kernels' time, and
-how near it comes to its roofline. The ceilings are measured in the same run.
+Prints the table that the numbers in the figures refer to: what each kernel computes, its share of the kernels' time,
+and how near it comes to its roofline. The ceilings are measured in the same run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def main() -> None:
         profile = profiles.tasks[task]
         figure = roofline(profile, profiles.ceilings)
         (args.folder / f"{file}.svg").write_text(figure.replace("<svg", '<svg style="background:white"', 1), "utf8")
-        print(f"\n{file}: {profile.after.seconds * 1e3:.2f} ms\n\n| | kernel | share | of roofline |\n|---|---|---|---|")
+        print(f"\n{file}: {profile.after.seconds * 1e3:.2f} ms\n")
+        print("| | kernel | share | of roofline |\n|---|---|---|---|")
         for i, (operator, _) in enumerate(profile.operators, 1):
             if operator.ops:
                 sizes = ", ".join(f"{k} {operator.workload[k]}" for k in "NK" if k in operator.workload)

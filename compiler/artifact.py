@@ -179,7 +179,8 @@ def _decoder(model: Path, decoder: Decoder, functions: Mapping[str, Graph]) -> D
     )
     inputs = tuple(step.inputs[: len(step.inputs) - sum(map(len, decoder.caches))])
     length = _max_length(step)
-    return DecoderSpec(decoder.vocab_size, len(caches), caches, inputs, _eos(model), length, decoder.kv_cache, decoder.paged)
+    layers, kind = len(caches), decoder.kv_cache
+    return DecoderSpec(decoder.vocab_size, layers, caches, inputs, _eos(model), length, kind, decoder.paged)
 
 
 def _eos(model: Path) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ def select(functions: Mapping[str, Graph], target: Target) -> Plan:
                 raise UnsupportedError(
                     f"no kernel for {target.name} takes this yet: {refused}",
                     where=f"{node.op} that makes '{node.outputs[0]}'",
-                    hint="compile for another target; a cache that sessions keep in float32 (--kv-cache) suits them all",
+                    hint="compile for another target; a cache in float32 (--kv-cache) suits them all",
                 )
     return Plan(functions, chosen)
 
@@ -160,7 +160,7 @@ def _attention(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
         bias_batch=not same_dim(bias[0], 1),
         bias_heads=not same_dim(bias[1], 1),
         bias_rows=not same_dim(bias[2], 1),
-        bf16=target.tiles and _rounds_activations(graph),
+        bf16=(target.tiles or target.kind == "cuda") and _rounds_activations(graph),
         q_packed=packed and not rope,
         kv_cache=a.get("kv_cache", "float32"),
         paged=a.get("paged", False),

@@ -76,6 +76,7 @@ def _attention(symbols: set[int | str], tokens: int, past: int) -> tuple[tuple[s
     """Those of attention's symbols that a workload has, for one sequence."""
     total = past + tokens
     blocks = -(-total // _BLOCK)
-    sizes = {"B": 1, "S": tokens, "P": past, "total": total, "blocks": blocks, "CB": blocks, "T": total, "pages": blocks}
+    sizes = {"B": 1, "S": tokens, "P": past, "total": total, "blocks": blocks, "CB": blocks}
+    sizes |= {"T": total, "pages": blocks}
     sizes["C"] = blocks * _BLOCK if "CB" in symbols else total
     return tuple((name, size) for name, size in sizes.items() if name in symbols)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmc.schedules.attention import cuda_prefill_fma, cuda_prefill_mma
 from llmc.schedules.attention.attention import Attention
 from llmc.schedules.attention.call import Operands
-from llmc.schedules.attention import cuda_prefill_fma, cuda_prefill_mma
 from llmc.schedules.attention.cuda_decode import MAX_QUERIES, decode
 from llmc.schedules.attention.cuda_prefill import prefill
 from llmc.schedules.attention.cuda_rows import rows

@@ -87,14 +87,21 @@ class _Part:
         self.call, self.D, self.warps, self.height = call, call.w.head_dim, warps, height
         self.thread, self.b, self.kv, self.row0 = thread, b, kv, row0
         self.warp, self.lane = T.bind(T.floordiv(thread, T.int64(WARP))), T.bind(T.floormod(thread, T.int64(WARP)))
-        self.half, self.side = T.bind(T.floordiv(self.lane, T.int64(_SIDE))), T.bind(T.floormod(self.lane, T.int64(_SIDE)))
+        self.half, self.side = (
+            T.bind(T.floordiv(self.lane, T.int64(_SIDE))),
+            T.bind(T.floormod(self.lane, T.int64(_SIDE))),
+        )
         self.share = _Share(self.D)
         self.at = T.bind(T.floormod(self.lane, T.int64(self.share.across)))  # the lane's first piece
         self.key = T.bind(T.floordiv(self.lane, T.int64(self.share.across)))
         self.cache = device_cache(call, b, kv)
         self.rows = [Row(call, b, kv, T.min(row0 + m, call.rows - 1)) for m in range(height)]
         self.q, self.p = shared((height, self.D)), shared((warps, height, BLOCK))
-        self.parts, self.part_top, self.part_total = shared((warps, height, self.D)), shared((warps, height)), shared((warps, height))
+        self.parts, self.part_top, self.part_total = (
+            shared((warps, height, self.D)),
+            shared((warps, height)),
+            shared((warps, height)),
+        )
         self.sums = [Few(self.share.sums) for _ in range(height)]
         self.top = [Cell(T.float32(FLOOR)) for _ in range(height)]
         self.total = [Cell(T.float32(0)) for _ in range(height)]  # of the lane's own keys

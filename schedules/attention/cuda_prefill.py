@@ -175,7 +175,11 @@ class Prefill(ABC):
                 self.cache.open_keys(dims, column, QUAD)
             with strided(len(dims), T.floordiv(self.thread, T.int64(_SIDE)), each) as i:
                 d = T.bind(dims.start + i)
-                self.put_keys(d, column, self._staged("keys", d * BLOCK + column) if self.staged else self.cache.read_keys(d, column, QUAD))
+                self.put_keys(
+                    d,
+                    column,
+                    self._staged("keys", d * BLOCK + column) if self.staged else self.cache.read_keys(d, column, QUAD),
+                )
 
     def _take_values(self) -> None:
         pieces = self.D // QUAD
@@ -234,7 +238,7 @@ def _mask(row: Row, scores: list[tuple[Any, Cell]]) -> None:
 
 
 def prefill(call: Operands, wanted: Any, tiles_of: type[Prefill]) -> None:
-    """Emit the launch, of nothing unless `wanted`. Late rows, which see more keys where the mask is causal, go first."""
+    """Emit the launch, of nothing unless `wanted`. Late rows, which see more keys under a causal mask, go first."""
     tiles = T.floordiv(call.rows + (ROWS - 1), T.int64(ROWS))
     count = T.Select(wanted, tiles, T.int64(0))
     with launch(THREADS, count, call.w.n_kv_heads, call.symbols["B"]) as (thread, tile, kv, b):

@@ -22,7 +22,7 @@ from llmc.tvm_shim import T
 _SIDE = BLOCK // QUAD  # threads that share rows
 _HEIGHT = ROWS * _SIDE // THREADS  # rows of a thread
 _PAD = 4  # floats behind a row: rows of neighbours begin in other banks
-MOST_DIM = 256  # of a head: more sums than that do not fit into registers
+MOST_DIM = 128  # of a head: its sums fit into registers
 
 
 def serves(w: AttentionWorkload, target: Target) -> bool:
@@ -111,7 +111,8 @@ class FmaPrefill(Prefill):
                 with T.serial(0, T.floordiv(count + (QUAD - 1), T.int32(QUAD))) as step:
                     k = T.bind(T.Cast("int64", step) * QUAD)
                     found = [self._staged("values", (k + i) * self.D + number * QUAD) for i in range(QUAD)]
-                    self._multiply([s[piece] for s in self.sums], lambda m, k=k: self._weight(self.first + m, k), found)
+                    by = lambda m, k=k: self._weight(self.first + m, k)  # type: ignore[misc]  # noqa: E731
+                    self._multiply([s[piece] for s in self.sums], by, found)
         warp_barrier()
 
     def _multiply(self, sums: list[Few], left: Callable[[int], Any], right: list[Few]) -> None:

@@ -21,7 +21,7 @@ from llmc.targets.mma import ROWS as HEIGHT
 from llmc.targets.threads import WARP, Cell, strided
 from llmc.tvm_shim import T
 
-LEAST_DIM, MOST_DIM = 16, 256
+LEAST_DIM, MOST_DIM = 16, 128
 _DEPTH = 16  # of one product
 _PAD = 8  # bfloat16 behind a row: the eight rows that ldmatrix reads at once lie in different banks
 assert ROWS == HEIGHT * THREADS // WARP
@@ -143,7 +143,9 @@ class MmaPrefill(Prefill):
         """The registers of the right sides of two products: 16 rows and twice 8 columns; `place` of (row, column)."""
         registers = [Cell(T.uint32(0), "uint32") for _ in range(4)]
         row = T.floormod(self.lane, T.int64(_DEPTH))
-        load_matrices(registers, self.memory[place(row, T.floordiv(self.lane, T.int64(_DEPTH)) * COLUMNS)], transposed=True)
+        load_matrices(
+            registers, self.memory[place(row, T.floordiv(self.lane, T.int64(_DEPTH)) * COLUMNS)], transposed=True
+        )
         return registers
 
     def _multiply(self, sums: list[Cell], left: list[Cell], right: list[Cell]) -> None:
@@ -157,4 +159,6 @@ class MmaPrefill(Prefill):
                     for e in range(2):
                         pair.put(e, tile[2 * h + e].v * norm.v)
                     column = row.head * self.D + n * COLUMNS + 2 * self.q
-                    T.buffer_store(self.call.buffers["out"], pair.buffer[T.ramp(0, 1, 2)], [self.b, row.s, T.ramp(column, 1, 2)])
+                    T.buffer_store(
+                        self.call.buffers["out"], pair.buffer[T.ramp(0, 1, 2)], [self.b, row.s, T.ramp(column, 1, 2)]
+                    )

@@ -7,6 +7,7 @@ tokens that share bytes are one warp's, one after the other, so that no two thre
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llmc.schedules.attention.kv_format import FORMATS
@@ -19,6 +20,14 @@ THREADS = 128
 _LOWEST = -3.4e38
 
 Load = Callable[[Any, Any], Any]  # the float32 of a token of the call, at a dimension
+
+
+def _key_byte(j: Any, d: Any) -> tuple[str, list[Any]]:
+    return "kp", [d, j]
+
+
+def _value_byte(j: Any, d: Any) -> tuple[str, list[Any]]:
+    return "v", [j, d]
 
 
 class DeviceRounding:
@@ -40,8 +49,9 @@ class DeviceRounding:
                 token = T.bind(j + half * self.narrow)
                 s = T.bind(key0 + token - start)
                 with T.If(T.And(s >= 0, s < self.symbols["S"])), T.Then():
-                    self._vector(place, token, half, lambda d, s=s: key(s, d), lambda d, j=j: ("kp", [d, j]), False)
-                    self._vector(place, token, half, lambda d, s=s: value(s, d), lambda d, j=j: ("v", [j, d]), True)
+                    of_key, of_value = partial(key, s), partial(value, s)
+                    self._vector(place, token, half, of_key, partial(_key_byte, j), False)
+                    self._vector(place, token, half, of_value, partial(_value_byte, j), True)
 
     def _vector(
         self,

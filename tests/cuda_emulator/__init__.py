@@ -4,10 +4,10 @@
     emulator.launch("kernel", grid, block, [a, b, out, 128], shared_bytes, seed=1)
 
 Threads of a block are fibers that run in an order drawn from `seed`, and every access to memory is checked: what lies
-outside of the arrays, shared memory that was never written, asynchronous copies that were not waited for, and accesses of
-two threads that nothing orders (no barrier in between, or none that both came to) end the launch with `EmulationError`.
-No order of threads has to show a race for it to be found. What is emulated, and where that is stricter or weaker than
-hardware, stands in README.md.
+outside of the arrays, shared memory that was never written, asynchronous copies that were not waited for, and accesses
+of two threads that nothing orders (no barrier in between, or none that both came to) end the launch with
+`EmulationError`. No order of threads has to show a race for it to be found. What is emulated, and where that is
+stricter or weaker than hardware, stands in README.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ __all__ = ["EmulationError", "Emulator", "available", "poisoned"]
 
 _SCALARS = {
     "int": ctypes.c_int32, "int32_t": ctypes.c_int32, "uint": ctypes.c_uint32, "uint32_t": ctypes.c_uint32,
-    "unsigned int": ctypes.c_uint32, "unsigned": ctypes.c_uint32, "int64_t": ctypes.c_int64, "uint64_t": ctypes.c_uint64,
+    "unsigned int": ctypes.c_uint32, "unsigned": ctypes.c_uint32, "int64_t": ctypes.c_int64,
+    "uint64_t": ctypes.c_uint64,
     "long long": ctypes.c_int64, "float": ctypes.c_float, "double": ctypes.c_double, "bool": ctypes.c_bool,
     "int16_t": ctypes.c_int16, "int8_t": ctypes.c_int8, "uint8_t": ctypes.c_uint8, "uint16_t": ctypes.c_uint16,
 }  # fmt: skip
@@ -40,7 +41,7 @@ class EmulationError(Exception):
 
 
 class _Launch(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("entry", ctypes.c_void_p),
         ("arguments", ctypes.POINTER(ctypes.c_void_p)),
         ("grid", ctypes.c_uint * 3),
@@ -85,7 +86,7 @@ class Emulator:
     ) -> None:
         """Run `kernel` on a grid of blocks, (x, y, z) each or less; `shared_bytes` of dynamic shared memory.
 
-        `args`: an array for each pointer (written in place; one that is given twice is one memory), numbers for scalars.
+        `args`: an array for each pointer (written in place; given twice, it is one memory), numbers for scalars.
         Raises EmulationError.
         """
         entry = self.kernels[kernel]
@@ -131,7 +132,9 @@ class Emulator:
             return message
         base = _base(self._path)
         place = subprocess.run(
-            ["addr2line", "-i", "-e", str(self._path), hex(int(match[1], 16) - base - 1)], capture_output=True, text=True
+            ["addr2line", "-i", "-e", str(self._path), hex(int(match[1], 16) - base - 1)],
+            capture_output=True,
+            text=True,
         ).stdout
         lines = re.findall(r"kernel\.cu:(\d+)", place)
         return message.replace(match[0], f" (line {lines[-1]})" if lines else "")

@@ -47,7 +47,19 @@ def build(code: str) -> Path:
         with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
             source, made = Path(scratch) / "kernel.cpp", Path(scratch) / "kernel.o"
             source.write_text(code, encoding="utf-8")
-            _run([*_KERNEL, "-c", str(source), "-include", str(_prefix()), "-I", str(FOLDER / "include"), "-o", str(made)])
+            _run(
+                [
+                    *_KERNEL,
+                    "-c",
+                    str(source),
+                    "-include",
+                    str(_prefix()),
+                    "-I",
+                    str(FOLDER / "include"),
+                    "-o",
+                    str(made),
+                ]
+            )
             # Without the sanitizers' libraries: the runtime has their functions.
             linked = Path(scratch) / "kernel.so"
             _run(["-shared", str(made), str(runtime()), f"-Wl,-rpath,{runtime().parent}", "-o", str(linked)])

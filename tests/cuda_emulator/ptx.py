@@ -124,12 +124,13 @@ def _memory(i: Instruction) -> str:
     count = len(values)
     shared = any(part.startswith("shared") for part in i.parts)
     where = f"emu_shared_pointer({address}, {count} * {size})" if shared else f"(void*)({address})"
-    check = f"if (uint64_t(emu_at) % ({count} * {size})) emu_fail(\"misaligned {'.'.join(i.parts)}\");"
+    check = f'if (uint64_t(emu_at) % ({count} * {size})) emu_fail("misaligned {".".join(i.parts)}");'
+    at = f"auto* emu_at = ({i.type}*){where}; {check}"
     if load:
         out = " ".join(f"ptx::put({value}, emu_v[{n}]);" for n, value in enumerate(values))
-        return f"auto* emu_at = ({i.type}*){where}; {check} {i.type} emu_v[{count}]; memcpy(emu_v, emu_at, sizeof emu_v); {out}"
+        return f"{at} {i.type} emu_v[{count}]; memcpy(emu_v, emu_at, sizeof emu_v); {out}"
     given = ", ".join(f"ptx::get<{i.type}>({value})" for value in values)
-    return f"auto* emu_at = ({i.type}*){where}; {check} {i.type} emu_v[] = {{{given}}}; memcpy(emu_at, emu_v, sizeof emu_v);"
+    return f"{at} {i.type} emu_v[] = {{{given}}}; memcpy(emu_at, emu_v, sizeof emu_v);"
 
 
 def _arithmetic(i: Instruction) -> str:
@@ -242,7 +243,7 @@ def statement(instruction: Instruction) -> str:
     name = instruction.parts[0]
     if instruction.parts[:2] == ("cp", "async"):
         return f"{{ {_copy_async(instruction)} }}"
-    if name == "cvta" and instruction.parts[1:2] != ("to",) or name == "cvta" and instruction.parts[2] != "shared":
+    if name == "cvta" and instruction.parts[1:3] != ("to", "shared"):
         raise UnknownInstruction(instruction.text)
     if name not in _RULES:
         raise UnknownInstruction(instruction.text)

@@ -140,7 +140,7 @@ def test_barriers(emulator: Emulator, seed: int) -> None:
     x = np.arange(64, dtype="f4")
     emulator.launch("reversed", (1,), (64,), [x, 2], seed=seed)
     np.testing.assert_array_equal(x, np.arange(64)[::-1] + 1)
-    with pytest.raises(EmulationError, match="(wrote|never written|read), with nothing|never written"):
+    with pytest.raises(EmulationError, match=r"(wrote|never written|read), with nothing|never written"):
         emulator.launch("reversed", (1,), (64,), [np.ones(64, "f4"), 0], seed=seed)
     with pytest.raises(EmulationError, match=r"line 14\)|line 15\)|line 11\)") as raised:  # the write after the read
         emulator.launch("reversed", (1,), (64,), [np.ones(64, "f4"), 1], seed=seed)
@@ -162,7 +162,9 @@ def test_shared_memory_begins_unwritten(emulator: Emulator) -> None:
         emulator.launch("unwritten", (1,), (32,), [np.zeros(32, "f4")])
 
 
-@pytest.mark.parametrize(("at", "reason"), [(8, "buffer 1, which has 32"), (-1, "buffer 1"), (1032, "outside of all arrays")])
+@pytest.mark.parametrize(
+    ("at", "reason"), [(8, "buffer 1, which has 32"), (-1, "buffer 1"), (1032, "outside of all arrays")]
+)
 def test_memory_outside(emulator: Emulator, at: int, reason: str) -> None:
     with pytest.raises(EmulationError, match=reason):
         emulator.launch("outside", (1,), (1,), [np.zeros(8, "f4"), np.zeros(8, "f4"), at])
@@ -227,7 +229,7 @@ def test_warp_barriers_order_only_their_lanes(emulator: Emulator) -> None:
     emulator.launch("warps", (1,), (64,), [x, 1])
     np.testing.assert_array_equal(x, np.arange(64) ^ 1)
     for mask in (0, -1):  # none, and one of lanes that do not exchange anything
-        with pytest.raises(EmulationError, match="with nothing in between|never written"):
+        with pytest.raises(EmulationError, match=r"with nothing in between|never written"):
             emulator.launch("warps", (1,), (64,), [x, mask])
 
 
@@ -236,7 +238,7 @@ def test_atomics(emulator: Emulator) -> None:
     emulator.launch("counts", (8,), (64,), [histogram, total, 0])
     np.testing.assert_array_equal(histogram, [128, 128, 128, 128, 63])
     assert total[0] == 256
-    with pytest.raises(EmulationError, match="another block|nothing in between"):
+    with pytest.raises(EmulationError, match=r"another block|nothing in between"):
         emulator.launch("counts", (8,), (64,), [histogram, total, 1])
 
 
@@ -264,7 +266,9 @@ def test_numbers_of_one_byte(emulator: Emulator) -> None:
 
     every = np.arange(256, dtype=np.uint8)
     rng = np.random.default_rng(0)
-    x = np.concatenate([rng.standard_normal(500) * 2.0 ** rng.integers(-18, 6, 500), [0.0, -0.0, 2.0**-10, 3 * 2.0**-10]])
+    x = np.concatenate(
+        [rng.standard_normal(500) * 2.0 ** rng.integers(-18, 6, 500), [0.0, -0.0, 2.0**-10, 3 * 2.0**-10]]
+    )
     x = np.concatenate([x, every.view(ml_dtypes.float8_e4m3fn).astype("f4")]).astype("f4")
     x = x[np.abs(x) < 440]  # beyond, CUDA saturates
     e4m3, e5m2, out = poisoned(len(x), "u1"), poisoned(len(x), "u1"), poisoned((len(x), 2), "f4")
@@ -286,7 +290,7 @@ def test_assembly(emulator: Emulator) -> None:
 
 def refused(body: str) -> str:
     with pytest.raises((TranslationError, BuildError)) as raised:
-        Emulator('extern "C" __global__ void k(float* x) { unsigned a, b; %s }' % body)
+        Emulator(f'extern "C" __global__ void k(float* x) {{ unsigned a, b; {body} }}')
     return str(raised.value)
 
 

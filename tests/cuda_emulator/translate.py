@@ -14,7 +14,9 @@ _KERNEL = re.compile(
     r"__global__\s+void\s+(?:__launch_bounds__\(\s*(\d+)[^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*\{", re.DOTALL
 )
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:(?:__align__|alignas)\(\d+\)\s+)?(\w[\w\s]*?)\s+(\w+)\s*\[\s*\]\s*;")
-_STATIC = re.compile(r"__shared__\s+(?:(?:__align__|alignas)\((\d+)\)\s+)?([\w:]+(?:\s+\w+)*?)\s+(\w+)((?:\s*\[[^\]]+\])*)\s*;")
+_STATIC = re.compile(
+    r"__shared__\s+(?:(?:__align__|alignas)\((\d+)\)\s+)?([\w:]+(?:\s+\w+)*?)\s+(\w+)((?:\s*\[[^\]]+\])*)\s*;"
+)
 _ASM = re.compile(r"\b(?:asm|__asm__)\b\s*(?:volatile|__volatile__)?\s*\(")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _OPERAND = re.compile(r'"[=+&]*(\w)"\s*\(')
@@ -43,17 +45,17 @@ class Entry:
 
 
 def translate(source: str) -> tuple[str, dict[str, Entry]]:
-    """(C++, kernels by name). Raises TranslationError for an unknown instruction, or shared memory of an unknown kind."""
+    """(C++, kernels by name). Raises TranslationError for unknown instructions and kinds of shared memory."""
     entries = {m[2]: Entry(m[2], _parameters(m[3]), int(m[1] or 0)) for m in _KERNEL.finditer(source)}
     if not entries:
-        raise TranslationError("the source has no kernel (extern \"C\" __global__ void …)")
+        raise TranslationError('the source has no kernel (extern "C" __global__ void …)')
     body = _DYNAMIC.sub(lambda m: f"{m[1]}* const {m[2]} = ({m[1]}*)emu_dynamic_shared();", source)
     sites = iter(range(1 << 30))
     body = _STATIC.sub(lambda m: _array(m, next(sites)), body)
     if "__shared__" in body:
         line = next(line for line in body.splitlines() if "__shared__" in line)
         raise TranslationError(f"a declaration of shared memory that is not understood: {line.strip()}")
-    lines = ["#line 1 \"kernel.cu\"", _inline_assembly(body), *map(_entry, entries.values())]
+    lines = ['#line 1 "kernel.cu"', _inline_assembly(body), *map(_entry, entries.values())]
     return "\n".join(lines) + "\n", entries
 
 
@@ -71,14 +73,17 @@ def _array(match: re.Match[str], site: int) -> str:
     align, type_, name, sizes = int(match[1] or 16), match[2], match[3], match[4].strip()
     whole = f"std::remove_reference_t<decltype(*({type_}(*){sizes})0)>" if sizes else type_
     call = f'emu_static_shared({site}, "{name}", sizeof({whole}), {max(align, 16)})'
-    return f"{type_} (&{name}){sizes} = *({type_}(*){sizes}){call};" if sizes else f"{type_}& {name} = *({type_}*){call};"
+    return (
+        f"{type_} (&{name}){sizes} = *({type_}(*){sizes}){call};" if sizes else f"{type_}& {name} = *({type_}*){call};"
+    )
 
 
 def _entry(kernel: Entry) -> str:
     arguments = ", ".join(
         f"*({p.type}**)a[{i}]" if p.pointer else f"*({p.type}*)a[{i}]" for i, p in enumerate(kernel.parameters)
     )
-    return f'extern "C" __attribute__((no_sanitize("thread", "undefined"))) void emu_entry_{kernel.name}(void** a) {{ {kernel.name}({arguments}); }}'
+    head = 'extern "C" __attribute__((no_sanitize("thread", "undefined")))'
+    return f"{head} void emu_entry_{kernel.name}(void** a) {{ {kernel.name}({arguments}); }}"
 
 
 def _inline_assembly(source: str) -> str:
@@ -175,4 +180,3 @@ def _instruction(text: str, operands: list[str], locals_: dict[str, str]) -> str
         return guard + statement(Instruction(text, tuple(opcode.replace("::", "__").split(".")), tuple(parsed)))
     except UnknownInstruction as error:
         raise TranslationError(f"an instruction that is not emulated: {error}") from error
-

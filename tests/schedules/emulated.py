@@ -19,7 +19,20 @@ from llmc.tvm_shim import IRModule, TvmTarget, cuda_source, tvm, tvm_ffi
 from tests.cuda_emulator import Emulator, poisoned
 
 _numbers = itertools.count()
-_memory: dict[int, np.ndarray] = {}  # arrays of the call in progress, by address
+_libc = ctypes.CDLL(None)
+_libc.malloc_usable_size.restype = ctypes.c_size_t
+
+
+class _Memory(dict[int, np.ndarray]):
+    """Arrays of the call in progress, by address. What is none of its arguments is a workspace, which has a whole
+    allocation of the host's."""
+
+    def __missing__(self, address: int) -> np.ndarray:
+        size = _libc.malloc_usable_size(ctypes.c_void_p(address)) // 4
+        return np.frombuffer((ctypes.c_float * size).from_address(address), np.float32)
+
+
+_memory = _Memory()
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,10 @@ class EmulatedKernel:
     launched: list[str]
 
     def run(self, inputs: Mapping[str, np.ndarray], packed: Arrays) -> Arrays:
-        """The outputs; they start as NaN. Raises EmulationError for what a kernel must not do."""
+        """The outputs, which start as NaN, and the inputs as they are afterwards.
+
+        Raises EmulationError for what a kernel must not do.
+        """
         dims = bind_dims(self.workload.inputs(), inputs)
         outputs = {
             arg.name: poisoned(tuple(dims[s] if isinstance(s, str) else s for s in arg.shape), arg.dtype)
@@ -47,7 +63,7 @@ class EmulatedKernel:
         _memory.update({view.ctypes.data: view for view in views})
         self.launched.clear()
         self.call(*tensors)
-        return {name: t.numpy() for name, t in zip(outputs, tensors[-len(outputs) :], strict=True)}
+        return {name: t.numpy() for name, t in zip((*inputs, *packed, *outputs), tensors, strict=True)}
 
 
 def emulate(template: Template, workload: Any, target: CudaTarget, config: Config | None = None) -> EmulatedKernel:
@@ -61,6 +77,7 @@ def emulate(template: Template, workload: Any, target: CudaTarget, config: Confi
     for name, (kernel, launch) in kernels.items():
         _register(name, Emulator(cuda_source(name, kernel, device)), launch, launched)
     tvm_ffi.register_global_func("__tvm_set_device", lambda *_: None, override=True)
+    tvm_ffi.register_global_func("device_api.cuda", tvm_ffi.get_global_func("device_api.cpu"), override=True)
     library = tvm.get_global_func("target.build.llvm")(host, device.host)
     return EmulatedKernel(template, workload, target, config, library[entry], launched)
 

@@ -56,7 +56,7 @@ def test_trials_are_bounded_and_go_to_the_longer_task():
     results = tune([SMALL, heavy], Machine(0.005), Journal(), trials=24, seed=2)
     counts = [len(r.trials) for r in results]
     assert sum(counts) <= 48
-    assert counts[1] > counts[0] >= 8
+    assert counts[1] > counts[0] >= 4, "every task gets a batch, and the rest goes where most can be won"
 
 
 @pytest.mark.alone
