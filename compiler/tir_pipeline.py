@@ -29,28 +29,31 @@ def plain_division(mod: IRModule, _: Any) -> IRModule:
     return IRModule({name: with_plain_division(func) for name, func in mod.functions.items()}, attrs=mod.attrs)
 
 
-_SHORT = tvm.transform.Sequential(
-    [
-        s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.LowerOpaqueBlock(),
-        tirx.transform.FlattenBuffer(),
-        tirx.transform.BF16ComputeLegalize(),
-        tirx.transform.NarrowDataType(32),
-        tirx.transform.VectorizeLoop(True),
-        tirx.transform.StorageRewrite(),
-        tirx.transform.UnrollLoop(),
-        tirx.transform.StmtSimplify(),
-        plain_division,  # while differences still stand where they are divided
-        tirx.transform.CommonSubexprElim(),
-        tirx.transform.FP8ComputeLegalize(),
-        tirx.transform.VerifyMemory(),
-        tirx.transform.AnnotateEntryFunc(),
-        tirx.transform.SplitHostDevice(),
-        tirx.transform.MakePackedAPI(),
-        tirx.transform.FP8StorageLegalize(),
-        tirx.transform.BF16StorageLegalize(),
-    ]
+# What the short ways of CPUs and of GPUs (`llmc.gpu.passes`) have in common, in this order.
+TO_VECTORS = (
+    s_tir.transform.ConvertBlocksToOpaque(),
+    s_tir.transform.LowerOpaqueBlock(),
+    tirx.transform.FlattenBuffer(),
+    tirx.transform.BF16ComputeLegalize(),
+    tirx.transform.NarrowDataType(32),
+    tirx.transform.VectorizeLoop(True),
 )
+TO_PLAIN = (
+    tirx.transform.UnrollLoop(),
+    tirx.transform.StmtSimplify(),
+    plain_division,  # while differences still stand where they are divided
+    tirx.transform.CommonSubexprElim(),
+    tirx.transform.FP8ComputeLegalize(),
+    tirx.transform.VerifyMemory(),
+    tirx.transform.AnnotateEntryFunc(),
+)
+TO_HOST = (
+    tirx.transform.SplitHostDevice(),
+    tirx.transform.MakePackedAPI(),
+    tirx.transform.FP8StorageLegalize(),
+    tirx.transform.BF16StorageLegalize(),
+)
+_SHORT = tvm.transform.Sequential([*TO_VECTORS, tirx.transform.StorageRewrite(), *TO_PLAIN, *TO_HOST])
 
 
 def mark_kernel(func: PrimFunc) -> PrimFunc:

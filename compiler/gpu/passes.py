@@ -11,31 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmc.gpu.launch import Launch, launch_of
-from llmc.tir_pipeline import KERNEL, plain_division
+from llmc.tir_pipeline import KERNEL, TO_HOST, TO_PLAIN, TO_VECTORS
 from llmc.tvm_shim import IRModule, PrimFunc, TvmTarget, s_tir, split_host_device, tirx, tvm, tvm_ffi
 
 _SHORT = tvm.transform.Sequential(
     [
-        s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.LowerOpaqueBlock(),
-        tirx.transform.FlattenBuffer(),
-        tirx.transform.BF16ComputeLegalize(),
-        tirx.transform.NarrowDataType(32),
-        tirx.transform.VectorizeLoop(True),
-        tirx.transform.UnrollLoop(),
-        tirx.transform.StmtSimplify(),
-        plain_division,
-        tirx.transform.CommonSubexprElim(),
-        tirx.transform.FP8ComputeLegalize(),
-        tirx.transform.VerifyMemory(),
-        tirx.transform.AnnotateEntryFunc(),
+        *TO_VECTORS,
+        *TO_PLAIN,
         s_tir.transform.InferFragment(),
         s_tir.transform.LowerThreadAllreduce(),
         s_tir.transform.MergeSharedMemoryAllocations(),
-        tirx.transform.SplitHostDevice(),
-        tirx.transform.MakePackedAPI(),
-        tirx.transform.FP8StorageLegalize(),
-        tirx.transform.BF16StorageLegalize(),
+        *TO_HOST,
     ]
 )
 
