@@ -70,7 +70,12 @@ setup(
     python_requires=">=3.11",
     package_dir=package_dir,
     packages=packages,
-    package_data={"llmc": ["py.typed"], "llmc.report": ["*.j2"], "llmc.tuning_logs": ["*.jsonl"]},
+    package_data={
+        "llmc": ["py.typed"],
+        "llmc.emulator": ["include/*.h", "runtime/*"],
+        "llmc.report": ["*.j2"],
+        "llmc.tuning_logs": ["*.jsonl"],
+    },
     install_requires=RUN,
     extras_require={
         "compile": COMPILE,

@@ -44,6 +44,7 @@ MAY_SEE = {
     "order": {"tvm_shim"},
     "reshapes": {"tvm_shim"},
     "gpu": KERNELS | {"package", "tir_pipeline"},
+    "emulator": {"errors", "gpu", "package", "runtime", "tvm_shim"},
     "fallback": GRAPH | {"gpu", "legalize", "order", "reshapes", "tir_pipeline"},
     "lower": GRAPH | {"ops", "select", "tir_pipeline"},
     "workspace": KERNELS,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.cuda_emulator import EmulationError, Emulator, available, poisoned
-from tests.cuda_emulator.build import BuildError
-from tests.cuda_emulator.translate import TranslationError
+from llmc.emulator.build import BuildError
+from llmc.emulator.emulator import EmulationError, Emulator, available, poisoned
+from llmc.emulator.translate import TranslationError
 
 pytestmark = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")
 

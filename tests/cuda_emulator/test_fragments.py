@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.cuda_emulator import Emulator, available, poisoned
+from llmc.emulator.emulator import Emulator, available, poisoned
 
 pytestmark = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmc.emulator.emulator import Emulator, available, poisoned
 from llmc.gpu.passes import lower
 from llmc.gpu.schedule import schedule
 from llmc.targets.cuda import SM80
 from llmc.tvm_shim import IRModule, TvmTarget, cuda_source, te, tirx
-from tests.cuda_emulator import Emulator, available, poisoned
 
 pytestmark = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")
 

@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from llmc.emulator.emulator import available
+from llmc.emulator.models import load
 from llmc.pipeline import compile
 from llmc.runtime.model import Model
-from tests.cuda_emulator import available
-from tests.cuda_emulator.models import load
 from tests.gpu.tools import needs_compiler
 from tests.graphs import Decoder, Shape, decoder_feeds, encoder
 

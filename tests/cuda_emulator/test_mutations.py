@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.cuda_emulator import EmulationError, Emulator, available, poisoned
+from llmc.emulator.emulator import EmulationError, Emulator, available, poisoned
 
 pytestmark = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")
 

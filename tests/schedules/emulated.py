@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from llmc.emulator.emulator import Emulator, poisoned
 from llmc.gpu.launch import Launch
 from llmc.gpu.passes import lower
 from llmc.schedules.base import Arrays, Config, Template, bind_dims
 from llmc.targets.cuda import CudaTarget
 from llmc.tir_pipeline import mark_kernel
 from llmc.tvm_shim import IRModule, TvmTarget, cuda_source, tvm, tvm_ffi
-from tests.cuda_emulator import Emulator, poisoned
 
 _numbers = itertools.count()
 _libc = ctypes.CDLL(None)

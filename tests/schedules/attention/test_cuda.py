@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from llmc.emulator import emulator as cuda_emulator
 from llmc.gpu.binary import resources
 from llmc.gpu.sources import template_sources
 from llmc.gpu.toolchain import available, find_toolchain
@@ -16,7 +17,6 @@ from llmc.schedules.attention.cuda_append import CUDA_KV_APPEND
 from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
 from llmc.targets.cuda import SM80, SM90, CudaTarget
-from tests import cuda_emulator
 from tests.schedules.emulated import emulate
 
 from .test_attention import make_inputs

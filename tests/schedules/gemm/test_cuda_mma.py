@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmc.emulator.emulator import available
 from llmc.gpu.binary import resources
 from llmc.gpu.sources import template_sources
 from llmc.gpu.toolchain import find_toolchain
@@ -19,7 +20,6 @@ from llmc.schedules.gemm.cuda_mma_tile import CHUNKS, swizzled
 from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
 from llmc.targets.cuda import SM80, SM90, CudaTarget
 from llmc.targets.x86 import AVX2
-from tests.cuda_emulator import available
 from tests.gpu.tools import needs_compiler
 from tests.schedules.emulated import emulate
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tests.cuda_emulator.ptx import TYPES, Instruction, UnknownInstruction, statement
+from llmc.emulator.ptx import TYPES, Instruction, UnknownInstruction, statement
 
 _KERNEL = re.compile(
     r"__global__\s+void\s+(?:__launch_bounds__\(\s*(\d+)[^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*\{", re.DOTALL

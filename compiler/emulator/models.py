@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import tvm_ffi
-
+from llmc.emulator.build import build
+from llmc.emulator.translate import Entry, translate
 from llmc.gpu.sources import Source, cuda_sources
 from llmc.package.reader import Artifact
 from llmc.runtime.device import HOST
 from llmc.runtime.load import load as load_artifact
 from llmc.runtime.model import Model
-from tests.cuda_emulator.build import build
-from tests.cuda_emulator.translate import Entry, translate
+from llmc.tvm_shim import tvm_ffi
 
 # TVM's convention: values of 16 bytes, a type and a union. Launches come on the thread that calls the model.
 _HEAD = """
