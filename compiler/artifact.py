@@ -232,8 +232,9 @@ def _quantization(graph: Graph, format: Format | None) -> dict[str, object]:
         for w in weights
     }
     linears = [n for n in graph.nodes if n.op == "Linear" and n.domain == LLMC]
-    rounded = {n.inputs[1] for n in linears if n.attrs["activations"] == "bf16"}  # floats until a kernel packs them
-    if rounded:
-        kinds.add("bfloat16")
-    count = len(weights) + len(rounded)
+    count = len(weights)
+    for activations, kind in (("bf16", "bfloat16"), ("f16", "float16")):  # floats until a kernel packs them
+        if rounded := {n.inputs[1] for n in linears if n.attrs["activations"] == activations}:
+            kinds.add(kind)
+            count += len(rounded)
     return {"format": format.name if format else "none", "weights": sorted(kinds), "quantized_matrices": count}

@@ -8,6 +8,8 @@ from pathlib import Path
 from llmc.errors import KernelError
 from llmc.fallback import legalize_and_schedule
 from llmc.gpu import build as gpu
+from llmc.gpu.typical import typical_calls
+from llmc.gpu.workspaces import lift
 from llmc.reshapes import reshapes_as_views
 from llmc.targets.base import Target
 from llmc.targets.cuda import CudaTarget
@@ -26,10 +28,13 @@ def build(module: IRModule, target: Target, library: Path) -> dict[str, tuple[Wo
     tvm_target = TvmTarget(target.tvm())
     try:
         with tvm_target:
-            planned = _PLAN_MEMORY(reshapes_as_views(legalize_and_schedule(module, target)))
+            explicit = _WITH_OUTPUTS(reshapes_as_views(legalize_and_schedule(module, target)))
             if isinstance(target, CudaTarget):  # whose memory the virtual machine's pool gives out
-                gpu.build(_in_order(_TO_BYTE_CODE(planned)), target, library)
+                lifted = lift(explicit)
+                planned = _in_order(_TO_BYTE_CODE(_PLAN_MEMORY(lifted)))
+                gpu.build(planned, target, library, typical_calls(lifted))
                 return {}
+            planned = _PLAN_MEMORY(explicit)
             workspaces = {name: hoist(planned, name) for name in _names(planned) & {DECODE}}
             lowered = _in_order(_TO_BYTE_CODE(planned))
             executable = relax.build(lowered, tvm_target, relax_pipeline=None, tir_pipeline=PIPELINE)
@@ -53,15 +58,14 @@ def _names(module: IRModule) -> set[str]:
 
 
 # What relax.build does by default, without a second legalisation and without sort/sampling libraries that CPUs lack.
-_PLAN_MEMORY = tvm.transform.Sequential(
+_WITH_OUTPUTS = tvm.transform.Sequential(
     [
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
-        relax.transform.LowerAllocTensor(),
     ]
 )
+_PLAN_MEMORY = tvm.transform.Sequential([relax.transform.StaticPlanBlockMemory(), relax.transform.LowerAllocTensor()])
 _TO_BYTE_CODE = tvm.transform.Sequential(
     [
         relax.transform.KillAfterLastUse(),

@@ -201,6 +201,7 @@ class _Function:
                 "IntegerConv": self._conv,
                 "Window": self._conv,
                 "Recurrent": self._recurrent,
+                "Sample": self._sample,
             }
             emitters[node.op](node, *kernels)
             return
@@ -303,6 +304,10 @@ class _Function:
         result = self._call(kernel, inputs, weights, [self.graph.types[o] for o in node.outputs])
         for i, name in enumerate(node.outputs):
             self.emitter.exprs[name] = self.bb.emit(relax.TupleGetItem(result, i))
+
+    def _sample(self, node: Node, kernel: Kernel) -> None:
+        (token,) = node.outputs
+        self.emitter.exprs[token] = self._call(kernel, [*map(self.value, node.inputs)], [], [self.graph.types[token]])
 
     def _append(
         self, node: Node, kernel: Kernel, sources: list[Expr], kv_len: Expr, queries: TensorType

@@ -34,6 +34,14 @@ def array(edit: Editor, name: str) -> np.ndarray | None:
     return value if isinstance(value, np.ndarray) else None
 
 
+def stored(edit: Editor, name: str) -> str:
+    """The float16 constant that a Cast makes float32 of, or else the value itself."""
+    cast = made_by(edit, name, "Cast")
+    value = array(edit, cast.inputs[0]) if cast is not None else None
+    wide = value is not None and value.dtype == np.float16 and edit.types[name].dtype == "float32"
+    return cast.inputs[0] if cast is not None and wide else name
+
+
 def scalar(edit: Editor, name: str) -> float | None:
     """A constant of one element, as a Python float."""
     value = array(edit, name)

@@ -19,13 +19,13 @@ from llmc.build import build
 from llmc.calibrate import calibrate as run_calibration
 from llmc.calibrate import resolve_calibration
 from llmc.errors import OptionError
-from llmc.fuse import Decoder, decoder_of, fuse
+from llmc.fuse import Decoder, decoder_of, fuse, sampler_of
 from llmc.graph import Graph
 from llmc.importer import import_model
 from llmc.lower import lower
 from llmc.options import resolve_target
 from llmc.quantize import quantize as quantize_weights
-from llmc.quantize.formats import Format, resolve_format
+from llmc.quantize.formats import Format, require_kernels, resolve_format
 from llmc.schedules.attention.kv_format import KVCache, resolve_cache
 from llmc.schedules.base import Kernel
 from llmc.select import Plan, select
@@ -90,6 +90,7 @@ def compile(
     """
     stage = _Stages(progress, Path(dump_ir) if dump_ir else None)
     machine, format = resolve_target(target), resolve_format(quantize)
+    require_kernels(format, machine)
     cache, paged = resolve_cache(kv_cache)
     data = resolve_calibration(calibrate, format)
     known = Path(database) if database else None
@@ -130,6 +131,7 @@ def tune_model(
     database."""
     stage = _Stages(progress, None)
     machine, format = resolve_target(target), resolve_format(quantize)
+    require_kernels(format, machine)
     resolve_calibration(None, format)
     known = Path(database) if database else None
     tuning = resolve_tuning(tune, machine, tune_seconds, trials, seed, known, elsewhere)
@@ -174,6 +176,8 @@ def _plan(
     layers = lambda d: f"{len(d.caches)} layers" if d else "no decoder"  # noqa: E731
     decoder = stage("kv-cache", lambda: decoder_of(graph, kv_cache, paged, draft_trees), layers)
     functions = dict(decoder.functions) if decoder else {}
+    if decoder and target.kind == "cuda":
+        functions["sample"] = sampler_of(decoder.vocab_size)
     if kv_cache == "float32":
         functions = {"main": graph, **functions}
     if decoder is None and (paged or kv_cache != "float32"):

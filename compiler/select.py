@@ -26,11 +26,14 @@ from llmc.schedules.formats import QuantizedWeight
 from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
 from llmc.schedules.gemm.cuda import linear as cuda_linear
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
+from llmc.schedules.gemm.f16 import F16, F16LinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, TABLE, LowBitLinearWorkload, TableLinearWorkload
 from llmc.schedules.gemm.outliers import OUTLIERS, OutlierLinearWorkload
 from llmc.schedules.norm.norm import NORM, NormWorkload
 from llmc.schedules.recurrent.recurrent import RECURRENT
 from llmc.schedules.recurrent.workload import RecurrentWorkload
+from llmc.schedules.sampling.cuda import CUDA_SAMPLE
+from llmc.schedules.sampling.sample import SampleWorkload
 from llmc.targets.base import Target
 
 
@@ -88,6 +91,8 @@ def _linear(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
         if node.attrs["activations"] == "bf16":
             x = "bf16" if target.tiles else "a32"
             return (Kernel(BF16, Bf16LinearWorkload(N, K, "float32", bias, activation, residual, x)),)
+        if node.attrs["activations"] == "f16":
+            return (Kernel(F16, F16LinearWorkload(N, K, bias=bias, activation=activation, residual=residual)),)
         return (Kernel(DENSE, DenseLinearWorkload(N, K, bias=bias, activation=activation, residual=residual)),)
     epilogue = {"activations": node.attrs["activations"], "bias": bias, "activation": activation, "residual": residual}
     if weight.outliers:
@@ -104,12 +109,15 @@ def _embedding(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
         return (Kernel(LOWBIT_EMBEDDING, LowBitEmbeddingWorkload.of(table)),)
     V, E = table.shape
     tied = [n for n in graph.nodes if n.op == "Linear" and n.domain == LLMC and n.inputs[1] == node.inputs[0]]
+    half = table.dtype == np.float16 or any(n.attrs["activations"] == "f16" for n in tied)
     panel = 0
     if tied and target.kind != "cuda":  # there rows lie as they are
         linear = _linear(graph, tied[0], target)[0]
-        if isinstance(linear.workload, DenseLinearWorkload):  # no lookup reads what other linear layers pack
+        if half:
+            panel = target.lanes
+        elif isinstance(linear.workload, DenseLinearWorkload):  # no lookup reads what other linear layers pack
             panel = int(DENSE.default(linear.workload, target)["NV"]) * target.lanes
-    return (Kernel(EMBEDDING_DENSE, EmbeddingDenseWorkload(V, E, panel)),)
+    return (Kernel(EMBEDDING_DENSE, EmbeddingDenseWorkload(V, E, panel, "float16" if half else "float32")),)
 
 
 def _norm(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
@@ -144,6 +152,8 @@ def _attention(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
         paged=a.get("paged", False),
     )
     bias = graph.types[node.inputs[9]].shape if node.inputs[9] else (1, 1, 1, 1)
+    rounds = (target.tiles or target.kind == "cuda") and _rounds_activations(graph, target)
+    f16 = any(n.op == "Linear" and n.domain == LLMC and n.attrs["activations"] == "f16" for n in graph.nodes)
     attend = AttentionWorkload(
         **heads,
         scale=float(a["scale"]),
@@ -160,7 +170,8 @@ def _attention(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
         bias_batch=not same_dim(bias[0], 1),
         bias_heads=not same_dim(bias[1], 1),
         bias_rows=not same_dim(bias[2], 1),
-        bf16=(target.tiles or target.kind == "cuda") and _rounds_activations(graph),
+        bf16=rounds and not f16,
+        f16=rounds and f16,
         q_packed=packed and not rope,
         kv_cache=a.get("kv_cache", "float32"),
         paged=a.get("paged", False),
@@ -168,9 +179,10 @@ def _attention(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
     return Kernel(KV_APPEND, append), Kernel(ATTENTION, attend)
 
 
-def _rounds_activations(graph: Graph) -> bool:
+def _rounds_activations(graph: Graph, target: Target) -> bool:
     """Does the format of the linear layers round what they multiply? Then attention may, too."""
-    return any(n.op == "Linear" and n.domain == LLMC and n.attrs["activations"] != "a32" for n in graph.nodes)
+    exact = ("a32",) if target.kind == "cuda" else ("a32", "f16")
+    return any(n.op == "Linear" and n.domain == LLMC and n.attrs["activations"] not in exact for n in graph.nodes)
 
 
 def _recurrent(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
@@ -178,6 +190,12 @@ def _recurrent(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
     assert isinstance(hidden, int)
     initial = len(node.inputs) > 3
     return (Kernel(RECURRENT, RecurrentWorkload(hidden, node.attrs["cell"], node.attrs["way"], initial)),)
+
+
+def _sample(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
+    V = graph.types[node.inputs[0]].shape[1]
+    assert isinstance(V, int)
+    return (Kernel(CUDA_SAMPLE, SampleWorkload(V)),)
 
 
 def _conv(graph: Graph, node: Node, target: Target) -> tuple[Kernel, ...]:
@@ -264,7 +282,7 @@ def _rotary_dim(graph: Graph, node: Node) -> int:
 
 
 # What templates alone compute.
-_WITHOUT_RULE = {"Attention", "Embedding", "Linear", "Norm", "Recurrent"}
+_WITHOUT_RULE = {"Attention", "Embedding", "Linear", "Norm", "Recurrent", "Sample"}
 _CHOICES: dict[str, Callable[[Graph, Node, Target], tuple[Kernel, ...]]] = {
     "Conv": _conv,
     "IntegerConv": _conv,
@@ -274,4 +292,5 @@ _CHOICES: dict[str, Callable[[Graph, Node, Target], tuple[Kernel, ...]]] = {
     "Attention": _attention,
     "Window": _window,
     "Recurrent": _recurrent,
+    "Sample": _sample,
 }

@@ -11,9 +11,9 @@ from llmc.errors import ArtifactError, OptionError
 from llmc.options import resolve_target
 from llmc.package.reader import open_artifact
 from llmc.schedules.base import Kernel
+from llmc.targets import cuda, x86
 from llmc.targets.base import Target
 from llmc.targets.detect import machine, native
-from llmc.targets.x86 import TARGETS
 from llmc.tune import Provenance, choose_configs
 from llmc.tune.database import Database
 from llmc.tune.effort import Elsewhere, resolve_tuning
@@ -41,7 +41,7 @@ class Subject:
 @dataclass(frozen=True)
 class Lookup:
     """What a compilation would find for a kernel: `ratio` is the time relative to the default's. Unless the database
-    has an answer ("tuned"), `miss` says why not."""
+    has a measured answer ("tuned"), `miss` says why not."""
 
     template: str
     workload: str
@@ -102,7 +102,7 @@ def tune(
 ) -> list[KernelReport]:
     """Tune a subject as `pipeline.tune_model` tunes a model, here or `elsewhere`: what is found waits in the database.
 
-    Raises OptionError where this machine does not run the target, and what `stage.tune_tasks` raises.
+    Raises OptionError where this machine neither runs nor predicts the target, and what `stage.tune_tasks` raises.
     """
     tuning = resolve_tuning(effort, subject.target, seconds, trials, seed, database, elsewhere)
     results = tune_tasks(subject.tasks, subject.target, tuning, progress) if tuning else []
@@ -131,7 +131,10 @@ def _miss(database: Database, task: Task | None) -> str:
     if task is None:
         return "it has one configuration"
     here, kernel = Key.of(task), task.kernel
-    stored = database.of_workload(kernel.template.name, kernel.workload.key())
+    of_workload = database.of_workload(kernel.template.name, kernel.workload.key())
+    stored = [r for r in of_workload if not r.key.predicted]
+    if of_workload and not stored:
+        return "nobody measured it"
     if not stored:
         return "no record of this workload"
     # Records at other points than the model's own serve it, too.
@@ -142,14 +145,15 @@ def _miss(database: Database, task: Task | None) -> str:
 
 def _target(name: str, artifact: Path) -> Target:
     """An artifact's target; with this machine's caches, as `native` has them, if it is what `native` means here."""
-    if name not in TARGETS:
+    targets: dict[str, Target] = {**x86.TARGETS, **cuda.TARGETS}
+    if name not in targets:
         raise ArtifactError(
             f"is built for {name}, a target that this llmc does not know",
             where=str(artifact),
-            hint=f"known: {', '.join(TARGETS)}",
+            hint=f"known: {', '.join(targets)}",
         )
-    target = TARGETS[name]
-    if machine().missing(target):
+    target = targets[name]
+    if name not in x86.TARGETS or machine().missing(target):
         return target
     here = native()
     return here if here.name == name else target

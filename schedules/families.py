@@ -17,14 +17,20 @@ from llmc.schedules.embedding.dense import EMBEDDING_DENSE, EmbeddingDenseWorklo
 from llmc.schedules.embedding.lowbit import LOWBIT_EMBEDDING, LowBitEmbeddingWorkload
 from llmc.schedules.gemm.bf16 import BF16, Bf16LinearWorkload
 from llmc.schedules.gemm.cuda import CUDA_LINEAR, CUDA_LOWBIT, CUDA_TABLE
+from llmc.schedules.gemm.cuda_f16 import MMA_F16
+from llmc.schedules.gemm.cuda_fp8 import MMA_FP8, MMA_FP8_F16
 from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
+from llmc.schedules.gemm.f16 import F16, F16LinearWorkload
+from llmc.schedules.gemm.fp8 import Fp8LinearWorkload
 from llmc.schedules.gemm.lowbit import LOWBIT, TABLE, LowBitLinearWorkload, TableLinearWorkload
 from llmc.schedules.gemm.outliers import OUTLIERS, OutlierLinearWorkload
 from llmc.schedules.norm.cuda import CUDA_NORM
 from llmc.schedules.norm.norm import NORM, NormWorkload
 from llmc.schedules.recurrent.recurrent import RECURRENT
 from llmc.schedules.recurrent.workload import RecurrentWorkload
+from llmc.schedules.sampling.cuda import CUDA_SAMPLE
+from llmc.schedules.sampling.sample import SampleWorkload
 
 FAMILIES: dict[str, tuple[Template, type[Workload]]] = {
     template.name: (template, workload)
@@ -38,6 +44,7 @@ FAMILIES: dict[str, tuple[Template, type[Workload]]] = {
         (LOWBIT_EMBEDDING, LowBitEmbeddingWorkload),
         (DENSE, DenseLinearWorkload),
         (BF16, Bf16LinearWorkload),
+        (F16, F16LinearWorkload),
         (LOWBIT, LowBitLinearWorkload),
         (TABLE, TableLinearWorkload),
         (OUTLIERS, OutlierLinearWorkload),
@@ -53,6 +60,10 @@ FAMILIES: dict[str, tuple[Template, type[Workload]]] = {
         (MMA_LOWBIT, HalfLinearWorkload),
         (MMA_INT8, LowBitLinearWorkload),
         (MMA_BF16, Bf16LinearWorkload),
+        (MMA_F16, F16LinearWorkload),
+        (MMA_FP8, Fp8LinearWorkload),
+        (MMA_FP8_F16, Fp8LinearWorkload),
         (CUDA_NORM, NormWorkload),
+        (CUDA_SAMPLE, SampleWorkload),
     )
 }

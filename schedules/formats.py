@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 # What a 4-bit code stands for where codes are no integers. nf4: the quantiles of a normal distribution, as QLoRA
@@ -20,6 +21,15 @@ TABLES: dict[str, tuple[float, ...]] = {
 # A table's values as whole numbers of one byte with sign, and how many of these make 1: exact for fp4; those of nf4
 # are off by up to 0.4 % of the largest, where its own steps are 8 % and more.
 STEPS = {"nf4": 127, "fp4": 2}
+
+
+E4M3 = "e4m3"  # the table of 8-bit codes that are floats: sign, 4 bits of exponent, 3 of mantissa; no infinities
+E4M3_MAX = 448.0
+
+
+def to_e4m3(values: np.ndarray) -> np.ndarray:
+    """uint8: the nearest E4M3, ties to even; what is too large becomes the largest."""
+    return np.clip(values, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
 
 
 def whole_table(name: str) -> np.ndarray:
@@ -70,8 +80,8 @@ class QuantizedWeight:
     `q` [N, K] uint8 holds unsigned codes below 2**bits, or is their packed form. `scale` [N, ceil(K/group_size)]
     float32. `zero` is one number for the whole matrix (2**(bits-1) for symmetric formats) or float32
     [N, ceil(K/group_size)]; it may be fractional. g = k // group_size. Nothing is ever rounded on the way in: a weight
-    that arrives quantised stays what it was. With a `table` of TABLES, w[n, k] = table[q[n, k]] * scale[n, g], and zero
-    is 0. `outliers` replaces some columns, whose codes are then read by embeddings alone.
+    that arrives quantised stays what it was. With a `table` of TABLES, or E4M3, w[n, k] = table[q[n, k]] * scale[n, g],
+    and zero is 0. `outliers` replaces some columns, whose codes are then read by embeddings alone.
     """
 
     q: np.ndarray | PackedCodes
@@ -106,6 +116,8 @@ class QuantizedWeight:
             value[:, self.outliers.channels] = self.outliers.columns
             return value
         scale = np.repeat(self.scale, self.group_size, axis=1)[:, : self.K]
+        if self.table == E4M3:
+            return np.asarray(self.q).view(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
         if self.table:
             return np.array(TABLES[self.table], np.float32)[np.asarray(self.q)] * scale
         zero = self.zero

@@ -12,6 +12,40 @@ _HOST_CPU = "x86-64-v2"
 
 
 @dataclass(frozen=True)
+class Pipes:
+    """What one multiprocessor does in a cycle, and how long things take: what `llmc.gpu.predict` counts with.
+
+    In a cycle: `issue` instructions of warps; instructions of `floats`, `integers` and `specials` lanes
+    (exponentials, divisions); `tensor` operations of tensor cores by the type of their operands, as `mma.sync` reaches
+    them; `l1` bytes of global memory. A wavefront of shared memory takes one cycle. Of the whole device: `clock` in Hz,
+    `l2` bytes in a cycle. Latencies in cycles: `shared_latency`, `global_latency`, `math_latency` of one float
+    operation after another, `barrier_latency`.
+
+    Sources: [A] NVIDIA A100 Tensor Core GPU Architecture, whitepaper, 2020; [H] NVIDIA H100 Tensor Core GPU
+    Architecture, whitepaper, 2022; [P] CUDA C++ Programming Guide, table of arithmetic instructions' throughput;
+    [L] Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking, 2024
+    (arXiv:2402.13499).
+    """
+
+    clock: float
+    issue: float
+    floats: float
+    integers: float
+    specials: float
+    tensor: tuple[tuple[str, float], ...]
+    l1: float
+    l2: float
+    shared_latency: float
+    global_latency: float
+    math_latency: float
+    barrier_latency: float
+
+    def tensor_operations(self, kind: str) -> float:
+        """In a cycle, of operands of this type."""
+        return dict(self.tensor)[kind]
+
+
+@dataclass(frozen=True)
 class CudaTarget(Target):
     """One architecture of GPUs. `mcpu` is its name for the compiler, sm_XX; `lanes` are the threads of a warp,
     `vector_registers` the most 32-bit registers of a thread, `l1_bytes` the first-level cache with the shared memory in
@@ -20,6 +54,8 @@ class CudaTarget(Target):
     Of a multiprocessor (SM): `registers` of 32 bits, `threads`, `blocks`, and `shared_bytes`, of which one block may
     have `block_shared_bytes`, where it asks for them, and `static_shared_bytes` else. Of the whole device:
     `multiprocessors`, `bandwidth` in bytes a second, `fma` in float32 operations a second outside of tensor cores.
+
+    `pipes` are figures for predictions, `Pipes`.
     """
 
     multiprocessors: int = 0
@@ -32,6 +68,7 @@ class CudaTarget(Target):
     block_threads: int = 1024
     bandwidth: float = 0.0
     fma: float = 0.0
+    pipes: Pipes | None = None
 
     def tvm(self) -> dict[str, Any]:
         return {
@@ -62,6 +99,20 @@ SM80 = CudaTarget(
     block_shared_bytes=163 << 10,
     bandwidth=2.04e12,
     fma=19.5e12,
+    pipes=Pipes(
+        clock=1.41e9,  # [A]: boost
+        issue=4,  # [A]: four schedulers
+        floats=64,  # [P]
+        integers=64,  # [P]
+        specials=16,  # [P]
+        tensor=(("f16", 2048), ("bf16", 2048), ("s8", 4096), ("u8", 4096)),  # [A]: 1024 and 2048 multiply-adds
+        l1=128,  # [A]: four sectors
+        l2=5120,  # [A]
+        shared_latency=29,  # [L]
+        global_latency=466,  # [L]
+        math_latency=4,  # [L]
+        barrier_latency=30,  # assumed: about one trip to shared memory
+    ),
 )
 
 SM90 = CudaTarget(
@@ -82,6 +133,21 @@ SM90 = CudaTarget(
     block_shared_bytes=227 << 10,
     bandwidth=3.35e12,
     fma=67e12,
+    pipes=Pipes(
+        clock=1.83e9,  # what [H]'s 989 TFLOPS of float16 stand for
+        issue=4,  # [H]
+        floats=128,  # [P]
+        integers=64,  # [P]
+        specials=16,  # [P]
+        # [H]: 4096 and 8192 operations, of which mma.sync reaches 62.9 % [L]; the rest is wgmma's.
+        tensor=(("f16", 2576), ("bf16", 2576), ("s8", 5152), ("u8", 5152), ("e4m3", 5152), ("e5m2", 5152)),
+        l1=128,
+        l2=5120,  # [A]; [H] states none
+        shared_latency=29,  # [L]
+        global_latency=479,  # [L]
+        math_latency=4,  # [L]
+        barrier_latency=30,  # as above
+    ),
 )
 
 TARGETS = {t.name: t for t in (SM80, SM90)}

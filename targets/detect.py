@@ -16,7 +16,8 @@ from llmc.targets.x86 import TARGETS
 
 CPUINFO = Path("/proc/cpuinfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+# CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, _COMPUTE_CAPABILITY_MAJOR, _MINOR
+_MULTIPROCESSORS, _CAPABILITY = 16, (75, 76)
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -65,6 +66,19 @@ def compute_capability() -> tuple[int, int] | None:
         if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
             return None
     return numbers[0].value, numbers[1].value
+
+
+@cache
+def gpu() -> tuple[str, int] | None:
+    """Name and multiprocessors of this machine's first NVIDIA GPU; None without a GPU, or a driver."""
+    if compute_capability() is None:
+        return None
+    driver, device, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    driver.cuDeviceGetAttribute(ctypes.byref(count), _MULTIPROCESSORS, device)
+    driver.cuDeviceGetName(name, len(name), device)
+    return name.value.decode(errors="replace"), count.value
 
 
 def native(here: Machine | None = None, targets: Collection[Target] = tuple(TARGETS.values())) -> Target:

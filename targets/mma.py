@@ -37,8 +37,10 @@ def multiply_add(kind: str, c: Sequence[Cell], a: Sequence[Any], b: Sequence[Any
 _MULTIPLY = {
     "f16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
     "bf16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+    "e4m3": "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32",
     "s8": "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32",
     "s8u8": "mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32",
+    "u8s8": "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32",
 }
 
 
@@ -54,7 +56,19 @@ def load_matrices(registers: Sequence[Cell], row: Any, transposed: bool = False)
 
 def pack_bf16(register: Cell, low: Any, high: Any) -> None:
     """register := two float32 rounded to bfloat16, to nearest, ties to even."""
-    T.evaluate(T.ptx["cvt.rn.bf16x2.f32"](register.v, high, low))
+    pack("bf16", register, low, high)
+
+
+def pack(kind: str, register: Cell, low: Any, high: Any) -> None:
+    """The same for "bf16" and "f16", whose largest number is 65504: beyond it infinity begins."""
+    T.evaluate(T.ptx[f"cvt.rn.{kind}x2.f32"](register.v, high, low))
+
+
+def pack_e4m3(low: Any, high: Any) -> Any:
+    """Two float32 rounded to E4M3, ties to even, in the lower half of a uint32; beyond 448 is 448. From sm_89 on."""
+    into = Cell(T.uint16(0), "uint16")
+    T.evaluate(T.ptx["cvt.rn.satfinite.e4m3x2.f32"](into.v, high, low))
+    return T.Cast("uint32", into.v)
 
 
 def copy_async(to: Any, source: Any, valid: Any = None) -> None:

@@ -72,13 +72,14 @@ class Cell:
 
 
 @contextlib.contextmanager
-def strided(count: Any, thread: Any, threads: int) -> Iterator[Any]:
+def strided(count: Any, thread: Any, threads: int, unroll: int | None = None) -> Iterator[Any]:
     """The numbers thread, thread + threads, … below `count`: what one thread does of a row that a block shares.
 
-    The body must have no barrier: threads may differ in how often they run it.
+    The body must have no barrier: threads may differ in how often they run it. `unroll` is how many steps the compiler
+    may write out: as many as their loads find registers.
     """
     steps = -(-count // threads) if isinstance(count, int) else T.floordiv(count + (threads - 1), T.int64(threads))
-    with T.serial(0, steps) as step:
+    with T.serial(0, steps, unroll=unroll) as step:
         i = T.bind(T.Cast("int64", step) * threads + thread)
         if isinstance(count, int) and count % threads == 0:
             yield i

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmc.cli.common import JsonFlag, one_line, print_json, print_table, stderr
-from llmc.cli.tuning import DatabaseOption, SeedOption
+from llmc.cli.tuning import DatabaseOption, SeedOption, show_ratio
 from llmc.errors import OptionError
 
 if TYPE_CHECKING:
     from llmc.tune.cost_model import CostModel
     from llmc.tune.database import Database
     from llmc.tune.overview import KeySummary
+    from llmc.tune.record import Best
 
 app = typer.Typer(
     help="See tuning records, and carry them between machines.\n\n"
@@ -34,7 +35,7 @@ LogArgument = Annotated[Path, typer.Argument(help="A log: one record a line.")]
 
 @app.command("list")
 def list_(target: TargetOption = None, db: DatabaseOption = None, json: JsonFlag = False) -> None:
-    """Show what was measured, task by task.
+    """Show what was measured, or predicted, task by task.
 
     \b
     Example:
@@ -55,18 +56,20 @@ def list_(target: TargetOption = None, db: DatabaseOption = None, json: JsonFlag
 def best(target: TargetOption = None, db: DatabaseOption = None, json: JsonFlag = False) -> None:
     """Show every task's best configuration.
 
-    Tasks in which none beats the default are left out.
+    Tasks in which none beats the default are left out, and predictions where the same kernel was measured.
 
     \b
     Example:
       llmc logs best --target x86-avx512
     """
-    summaries = [s for s in _summaries(db, target) if s.best]
+    from llmc.tune.overview import preferred
+
+    summaries = [s for s in preferred(_summaries(db, target)) if s.best]
     if json:
         print_json([_as_json(s) for s in summaries])
         return
     rows = [
-        (s.key.template, _ratio(s), f"±{s.best.noise:.1%}", one_line(dict(s.best.config)), s.key.cpu, s.key.workload)
+        (s.key.template, _ratio(s), _noise(s.best), one_line(dict(s.best.config)), s.key.cpu, s.key.workload)
         for s in summaries
         if s.best
     ]
@@ -224,7 +227,10 @@ def explain_miss(
     if json:
         print_json([asdict(f) for f in found])
         return
-    rows = [(f.template, f.provenance, f"{f.ratio:.3f}", f.miss, f.workload) for f in found]
+    rows = [
+        (f.template, f.provenance, show_ratio(f.ratio, f.provenance.startswith("predicted")), f.miss, f.workload)
+        for f in found
+    ]
     print_table(("kernel", "found by", "of default", "missed because", "workload"), rows)
 
 
@@ -278,8 +284,14 @@ def _summaries(db: Path | None, target: str | None) -> list[KeySummary]:
 
 
 def _ratio(summary: KeySummary) -> str:
-    return f"{summary.best.cost:.3f}" if summary.best else "default"
+    return show_ratio(summary.best.cost, summary.key.predicted) if summary.best else "default"
+
+
+def _noise(best: Best) -> str:
+    """Of a measurement."""
+    return "" if best.predicted else f"±{best.noise:.1%}"
 
 
 def _as_json(summary: KeySummary) -> dict[str, object]:
-    return {**asdict(summary.key), "records": summary.statuses, "best": asdict(summary.best) if summary.best else None}
+    key = {**asdict(summary.key), "predicted": summary.key.predicted}
+    return {**key, "records": summary.statuses, "best": asdict(summary.best) if summary.best else None}

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmc.cli.common import JsonFlag, human_seconds, one_line, print_json, print_table, stderr
-from llmc.cli.tuning import BudgetOption, DatabaseOption, SeedOption, TrialsOption, TuneView, noticing_interrupts
+from llmc.cli.tuning import (
+    BudgetOption,
+    DatabaseOption,
+    SeedOption,
+    TrialsOption,
+    TuneView,
+    noticing_interrupts,
+    show_ratio,
+)
 from llmc.errors import KernelError, ModelError, OptionError
 
 if TYPE_CHECKING:
@@ -30,7 +38,7 @@ def command(
     rows: Annotated[
         str | None, typer.Option(help="Of each --workload: numbers of rows to compare at, as 1,128.")
     ] = None,
-    target: Annotated[str, typer.Option(help="What to tune for; this machine must run it.")] = "native",
+    target: Annotated[str, typer.Option(help="What to tune for; this machine must run it, or it is a GPU.")] = "native",
     quantize: Annotated[str, typer.Option(help="Format of an ONNX file's weights, as for `llmc compile`.")] = "none",
     dim: Annotated[
         list[str] | None, typer.Option(help="Fix or bound a symbolic dimension: batch=1, seq=1..4096; may be repeated.")
@@ -54,6 +62,9 @@ def command(
     What is measured goes to the tuning database at once, and `llmc compile` takes the best from there. An artifact
     itself does not change: compile its model again. Ctrl-C ends the search: what was found so far is verified (a second
     Ctrl-C skips that), summed up, and the exit code is 130.
+
+    Kernels for a GPU are predicted where there is none: compiled, examined, and ranked by an analytic model. What was
+    not measured says so wherever it is shown, and gives way to whatever is measured.
 
     \b
     Example:
@@ -168,10 +179,14 @@ def _stage(event: StageEvent) -> None:
     stderr().print(f"  {event.name:<12} {human_seconds(event.seconds):>8}  {event.detail}", markup=False)
 
 
+def _ratio(kernel: KernelReport) -> str:
+    return show_ratio(kernel.ratio, kernel.provenance.startswith("predicted"))
+
+
 def _show(kernels: list[KernelReport]) -> None:
     """A row a kernel: what a compilation now takes, and how its time compares with the default's."""
     rows = [
-        (k.template, k.calls, k.trials, one_line(dict(k.failures)), f"{k.ratio:.3f}", k.provenance, k.workload)
+        (k.template, k.calls, k.trials, one_line(dict(k.failures)), _ratio(k), k.provenance, k.workload)
         for k in kernels
     ]
     print_table(("kernel", "calls", "trials", "failed", "of default", "found by", "workload"), rows)

@@ -41,7 +41,7 @@ class TuneView:
         from rich.live import Live
 
         self._live = Live(console=stderr(), auto_refresh=False, transient=True)
-        self._rows: dict[Task, tuple[int, float]] = {}  # measurements, and the best time relative to the default's
+        self._rows: dict[Task, tuple[int, str]] = {}  # candidates, and the best time relative to the default's
 
     def __enter__(self) -> TuneView:
         return self
@@ -53,8 +53,8 @@ class TuneView:
 
     def __call__(self, event: TuneEvent) -> None:
         self._live.start()
-        count, _ = self._rows.get(event.task, (0, 1.0))
-        self._rows[event.task] = (count + 1, event.best)
+        count, _ = self._rows.get(event.task, (0, ""))
+        self._rows[event.task] = (count + 1, show_ratio(event.best, event.predicted))
         self._live.update(self._draw(event), refresh=self._live.console.is_terminal)
 
     def stop(self) -> None:
@@ -66,18 +66,24 @@ class TuneView:
         from rich.table import Table
 
         table = Table(title=escape(_headline(event)), title_justify="left", box=None, pad_edge=False)
-        for name in ("", "kernel", "measured", "best against default"):
+        for name in ("", "kernel", "tried", "best against default"):
             table.add_column(name, no_wrap=True, justify="left" if name in ("", "kernel") else "right")
         for task, (count, best) in self._rows.items():
             mark = "›" if task is event.task else ""
             name = f"{task.kernel.template.name} {task.kernel.workload.key()}"
-            table.add_row(mark, escape(name[:100]), str(count), f"{best:.3f}")
+            table.add_row(mark, escape(name[:100]), str(count), best)
         return table
+
+
+def show_ratio(ratio: float, predicted: bool) -> str:
+    """A time relative to the default's; one that nobody measured says so."""
+    return f"{ratio:.3f}" + (" predicted" if predicted else "")
 
 
 def _headline(event: TuneEvent) -> str:
     """One line: where the run stands."""
-    parts = [f"{event.phase}: {event.done} of {event.total} trials, {event.trials_per_second:.1f}/s"]
+    how = " by prediction" if event.predicted else ""
+    parts = [f"{event.phase}{how}: {event.done} of {event.total} trials, {event.trials_per_second:.1f}/s"]
     if event.seconds_left is not None:
         parts.append(f"{event.seconds_left:.0f} s left")
     if event.failures:

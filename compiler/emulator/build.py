@@ -1,4 +1,4 @@
-"""Compiles the emulator's runtime and translated kernels with g++, each once: cached by content."""
+"""Compiles the emulator's runtime, its driver and translated kernels with g++, each once: cached by content."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 _RUNTIME = ("threads.cpp", "memory.cpp", "warp.cpp")
+CUDA, CUDART = "libcuda.so.1", "libcudart.so.13"  # the driver's two libraries, named as NVIDIA's
 _COMMON = ("-std=c++17", "-fPIC", "-g1", "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-w")
 # Every access to memory is reported, every index into an array and every alignment is checked, and variables begin with
 # rubbish instead of what the last block left in them.
@@ -80,6 +81,27 @@ def runtime() -> Path:
 
 
 @functools.cache
+def driver() -> Path:
+    """The folder with the two libraries that take the place of NVIDIA's driver and runtime. Raises BuildError."""
+    folder = _cache() / f"driver-{hashlib.sha256(_sources() + _driver_sources()).hexdigest()[:16]}"
+    if not (folder / CUDART).exists():
+        parts = sorted((FOLDER / "runtime").glob("driver_*.cpp"))
+        entry = FOLDER / "runtime" / "driver_cudart.cpp"
+        flags = ("-O2", "-shared", "-fvisibility=default", "-Wl,-z,defs")
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
+            for name, sources, needed in (
+                (CUDA, [part for part in parts if part != entry], runtime()),
+                (CUDART, [entry], folder / CUDA),
+            ):
+                script = [f"-Wl,--version-script={entry.with_suffix('.map')}"] if name == CUDART else []
+                linked = [str(needed), f"-Wl,-rpath,{needed.parent}", f"-Wl,-soname,{name}", *script]
+                _run([*flags, *map(str, sources), *linked, "-o", f"{scratch}/{name}"])
+                os.replace(f"{scratch}/{name}", folder / name)
+    return folder
+
+
+@functools.cache
 def _prefix() -> Path:
     """The shim, compiled ahead for this compiler and these options: half of a kernel's compile time."""
     folder = _cache() / f"shim-{hashlib.sha256(_sources() + repr(_KERNEL).encode()).hexdigest()[:16]}"
@@ -111,8 +133,13 @@ def _half() -> tuple[str, ...]:
 
 @functools.cache
 def _sources() -> bytes:
-    files = sorted([*(FOLDER / "include").iterdir(), *(FOLDER / "runtime").iterdir()])
+    runtime = [file for file in (FOLDER / "runtime").iterdir() if not file.name.startswith("driver")]
+    files = sorted([*(FOLDER / "include").iterdir(), *runtime])
     return b"\0".join(file.read_bytes() for file in files) + "\0".join((*_COMMON, *_half(), str(compiler()))).encode()
+
+
+def _driver_sources() -> bytes:
+    return b"\0".join(file.read_bytes() for file in sorted((FOLDER / "runtime").glob("driver*")))
 
 
 def _cache() -> Path:

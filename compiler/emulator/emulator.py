@@ -26,7 +26,7 @@ from llmc.emulator.translate import Parameter, translate
 
 __all__ = ["EmulationError", "Emulator", "available", "poisoned"]
 
-_SCALARS = {
+SCALARS = {
     "int": ctypes.c_int32, "int32_t": ctypes.c_int32, "uint": ctypes.c_uint32, "uint32_t": ctypes.c_uint32,
     "unsigned int": ctypes.c_uint32, "unsigned": ctypes.c_uint32, "int64_t": ctypes.c_int64,
     "uint64_t": ctypes.c_uint64,
@@ -73,7 +73,7 @@ class Emulator:
     def __init__(self, source: str) -> None:
         code, self.kernels = translate(source)
         self._path = build(code)
-        self._library = ctypes.CDLL(str(self._path))
+        self.library = ctypes.CDLL(str(self._path))
 
     def launch(
         self,
@@ -97,7 +97,7 @@ class Emulator:
         arguments = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
         extents = [n for _, copy in buffers.values() for n in (copy.ctypes.data, copy.nbytes)]
         launch = _Launch(
-            ctypes.cast(self._library[f"emu_entry_{kernel}"], ctypes.c_void_p),
+            ctypes.cast(self.library[f"emu_entry_{kernel}"], ctypes.c_void_p),
             ctypes.cast(arguments, ctypes.POINTER(ctypes.c_void_p)),
             (ctypes.c_uint * 3)(*grid, *[1] * (3 - len(grid))),
             (ctypes.c_uint * 3)(*block, *[1] * (3 - len(block))),
@@ -109,35 +109,35 @@ class Emulator:
             kernel.encode(),
         )
         error = ctypes.create_string_buffer(4096)
-        failed = self._library.emu_launch(ctypes.byref(launch), error, ctypes.c_size_t(len(error)))
+        failed = self.library.emu_launch(ctypes.byref(launch), error, ctypes.c_size_t(len(error)))
         for array, copy in buffers.values():
             if array.flags.writeable:
                 array[...] = copy.reshape(array.shape)
         if failed:
-            raise EmulationError(self._with_line(error.value.decode(), launch))
+            raise EmulationError(with_line(error.value.decode(), self._path))
 
     def _argument(self, parameter: Parameter, value: Any, buffers: dict[int, tuple[np.ndarray, np.ndarray]]) -> Any:
         if not parameter.pointer:
-            return _SCALARS[parameter.type](value)
+            return SCALARS[parameter.type](value)
         if not isinstance(value, np.ndarray):
             raise TypeError(f"{parameter.name} is a pointer and needs an array, not {type(value).__name__}")
         if id(value) not in buffers:
             buffers[id(value)] = value, _aligned(value)
         return ctypes.c_uint64(buffers[id(value)][1].ctypes.data)
 
-    def _with_line(self, message: str, launch: _Launch) -> str:
-        """The message with the line of CUDA C in place of an address in the library."""
-        match = re.search(r" \[at (0x[0-9a-f]+)\]", message)
-        if not match:
-            return message
-        base = _base(self._path)
-        place = subprocess.run(
-            ["addr2line", "-i", "-e", str(self._path), hex(int(match[1], 16) - base - 1)],
-            capture_output=True,
-            text=True,
-        ).stdout
-        lines = re.findall(r"kernel\.cu:(\d+)", place)
-        return message.replace(match[0], f" (line {lines[-1]})" if lines else "")
+
+def with_line(message: str, library: Path) -> str:
+    """The message with the line of CUDA C in place of an address in the library of a kernel."""
+    match = re.search(r" \[at (0x[0-9a-f]+)\]", message)
+    if not match or not (base := _base(library, int(match[1], 16))):
+        return message
+    place = subprocess.run(
+        ["addr2line", "-i", "-e", str(library), hex(int(match[1], 16) - base - 1)],
+        capture_output=True,
+        text=True,
+    ).stdout
+    lines = re.findall(r"kernel\.cu:(\d+)", place)
+    return message.replace(match[0], f" (line {lines[-1]})" if lines else "")
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:
@@ -149,9 +149,10 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _base(library: Path) -> int:
-    """Where a library was loaded."""
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
-        if line.endswith(str(library)):
-            return int(line.partition("-")[0], 16)
-    return 0
+def _base(library: Path, address: int) -> int:
+    """Where a library was loaded, if the address is in it; else 0."""
+    lines = [x for x in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines() if x.endswith(str(library))]
+    if not lines:
+        return 0
+    begin, end = (int(x, 16) for x in (lines[0].partition("-")[0], lines[-1].partition("-")[2].partition(" ")[0]))
+    return begin if begin <= address < end else 0

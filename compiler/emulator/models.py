@@ -13,7 +13,7 @@ from llmc.emulator.build import build
 from llmc.emulator.translate import Entry, translate
 from llmc.gpu.sources import Source, cuda_sources
 from llmc.package.reader import Artifact
-from llmc.runtime.device import HOST
+from llmc.runtime.memory import HOST
 from llmc.runtime.load import load as load_artifact
 from llmc.runtime.model import Model
 from llmc.tvm_shim import tvm_ffi

@@ -20,9 +20,10 @@ from llmc.fuse.no_ops import drop_no_ops
 from llmc.fuse.norm import fuse_norms
 from llmc.fuse.recurrent import fuse_recurrent
 from llmc.fuse.rope import fuse_rope
+from llmc.fuse.sampler import sampler_of
 from llmc.graph import Graph, with_bodies
 
-__all__ = ["Decoder", "decoder_of", "fuse"]
+__all__ = ["Decoder", "decoder_of", "fuse", "sampler_of"]
 
 REWRITES = (
     drop_no_ops,

@@ -19,6 +19,7 @@ import numpy as np
 
 from llmc.errors import OptionError
 from llmc.fuse.build import MASK_INPUTS
+from llmc.fuse.ends import wide_ends
 from llmc.graph import LLMC, Dim, Editor, Graph, Node, TensorType, as_dim, graphs, prune, same_dim
 from llmc.schedules.attention.kv_format import KVCache
 from llmc.schedules.attention.workloads import cache_arguments
@@ -53,6 +54,7 @@ def decoder_of(
 
     Raises OptionError where the decoder cannot read the trees that `draft_trees` asks for.
     """
+    graph = wide_ends(graph)
     layers = [n for n in graph.nodes if n.op == "Attention" and n.domain == LLMC]
     pasts = {name for n in layers for name in n.inputs[3:5]}
     logits = [o for o in graph.outputs if o not in {p for n in layers for p in n.outputs[1:]}]

@@ -17,9 +17,11 @@ from llmc.tvm_shim import PrimFunc, TvmTarget, cuda_source
 
 @dataclass(frozen=True)
 class DeviceKernel:
-    """One kernel: CUDA C, how it is launched, what it takes, and `module`, the bytes that TVM's runtime loads."""
+    """One kernel: its device function, CUDA C, how it is launched, what it takes, and `module`, the bytes that TVM's
+    runtime loads."""
 
     name: str
+    function: PrimFunc
     source: str
     launch: Launch
     resources: Resources
@@ -44,7 +46,7 @@ def _compile(name: str, func: PrimFunc, launch: Launch, target: CudaTarget, tool
     found = resources(binary)
     _demand_launchable(name, launch, found, target)
     code = fatbin(arch_number(target), binary.cubin, binary.ptx)
-    return DeviceKernel(name, source, launch, found, module_bytes(name, launch, code))
+    return DeviceKernel(name, func, source, launch, found, module_bytes(name, launch, code))
 
 
 def _demand_launchable(name: str, launch: Launch, found: Resources, target: CudaTarget) -> None:

@@ -6,6 +6,8 @@ a CUDA toolkit's nvcc serves. Neither needs a GPU or a driver.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import importlib.util
 import os
@@ -14,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +118,23 @@ def available() -> bool:
 
 
 def disassemble(cubin: bytes) -> str:
-    """The machine code of a cubin, as nvdisasm writes it. Raises OptionError where nvdisasm is not installed."""
+    """The machine code of a cubin, as nvdisasm writes it: from the cache where it was asked for before.
+
+    Raises OptionError where nvdisasm is not installed.
+    """
+    stored = cache_folder() / f"{hashlib.sha256(cubin).hexdigest()}.sass.gz"
+    try:
+        return gzip.decompress(stored.read_bytes()).decode()
+    except (OSError, EOFError, zlib.error):  # not there, or cut off
+        code = _disassemble(cubin)
+    with contextlib.suppress(OSError, LlmcError):  # a full or read-only disk only costs doing it again
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(stored) as file:
+            file.write(gzip.compress(code.encode(), 1))
+    return code
+
+
+def _disassemble(cubin: bytes) -> str:
     tool = next((f / "bin" / "nvdisasm" for f in _wheels() if (f / "bin" / "nvdisasm").is_file()), None)
     found = str(tool) if tool else shutil.which("nvdisasm")
     if found is None:

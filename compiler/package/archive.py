@@ -19,7 +19,18 @@ from pathlib import Path
 import numpy as np
 
 from llmc.errors import ArtifactError
-from llmc.package.layout import ENTRY_ALIGN, LIBRARY, MANIFEST, PIECE, RUNTIME, WEIGHTS, safe_name, up_to
+from llmc.package.layout import (
+    DEVICE_KERNELS,
+    ENTRY_ALIGN,
+    LIBRARY,
+    MANIFEST,
+    PIECE,
+    RUNTIME,
+    RUNTIME_CUDA,
+    WEIGHTS,
+    safe_name,
+    up_to,
+)
 from llmc.package.manifest import EntrySpec, Manifest, ParamSpec
 from llmc.package.replace import replacing
 from llmc.package.safetensors import PADDING, plan
@@ -44,13 +55,15 @@ def write_artifact(
     `lib` is the compiled library, or the path to it. `tensors` maps each key in `manifest.tensors()` to an array of
     the dtype and shape given there; a key is asked for once, in that order, so a mapping may compute it then.
     `extras` are further files by name (tokenizer.json, chat_template.jinja). `include_runtime` adds TVM's two runtime
-    libraries (about 6 MB), with which a C program, or Python without apache-tvm, can run the model.
+    libraries (about 6 MB), with which a C program, or Python without apache-tvm, can run the model; where the extras
+    hold kernels for a GPU, TVM's runtime for CUDA, too.
     Raises ArtifactError if arrays and manifest disagree or the file cannot be written; `path` is then untouched.
     """
     path = Path(path)
-    files: dict[str, bytes | Path] = {LIBRARY: lib, **(_runtime_libraries() if include_runtime else {})}
+    runtime = (*RUNTIME, RUNTIME_CUDA) if DEVICE_KERNELS in (extras or {}) else RUNTIME
+    files: dict[str, bytes | Path] = {LIBRARY: lib, **(_runtime_libraries(runtime) if include_runtime else {})}
     for name, content in (extras or {}).items():
-        if name in (MANIFEST, LIBRARY, WEIGHTS, *RUNTIME) or not safe_name(name):
+        if name in (MANIFEST, LIBRARY, WEIGHTS, *RUNTIME, RUNTIME_CUDA) or not safe_name(name):
             raise ArtifactError(f"an extra file cannot be called {name!r}", where=str(path))
         files[name] = content
     with replacing(path, ArtifactError) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -129,10 +142,10 @@ def _tensor_blocks(specs: Mapping[str, ParamSpec], tensors: Mapping[str, np.ndar
             yield data[start : start + _COPY]
 
 
-def _runtime_libraries() -> dict[str, bytes | Path]:
+def _runtime_libraries(names: Iterable[str]) -> dict[str, bytes | Path]:
     """TVM's runtime libraries from the installed wheels, found without importing them."""
     found: dict[str, bytes | Path] = {}
-    for name in RUNTIME:
+    for name in names:
         package = "tvm_ffi" if "ffi" in name else "tvm"
         spec = importlib.util.find_spec(package)
         library = Path(spec.origin).parent / "lib" / Path(name).name if spec and spec.origin else None

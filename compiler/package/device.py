@@ -11,7 +11,7 @@ from llmc.package.reader import Artifact
 
 KERNEL_FACTS = (
     *("arch", "registers", "spill_bytes", "shared_bytes", "hmma", "imma", "occupancy"),
-    "predicted_us",
+    *("predicted_us", "predicted_at", "worst_conflict", "mean_conflict"),
 )
 
 

@@ -10,6 +10,7 @@ WEIGHTS = "weights.safetensors"
 DEVICE = "cuda"  # NAME.cu and NAME.bin of every kernel for a GPU: CUDA C, and the module that the runtime loads
 DEVICE_KERNELS = f"{DEVICE}/kernels.json"  # what is known of them
 RUNTIME = ("runtime/libtvm_ffi.so", "runtime/libtvm_runtime.so")
+RUNTIME_CUDA = "runtime/libtvm_runtime_cuda.so"  # beside them, in an artifact for a GPU
 
 ENTRY_ALIGN = 4096  # a page: entries can be mapped on their own
 TENSOR_ALIGN = 64  # a cache line and the widest vector: kernels read weights with aligned loads

@@ -22,7 +22,7 @@ from llmc.package.layout import (
 )
 
 SCHEMA = 1
-CACHES = {"float32": "float32", "int8": "int8", "int4": "uint8"}  # what a cache may hold, and of which dtype it is then
+CACHES = {"float32": "float32", "int8": "int8", "fp8": "int8", "int4": "uint8"}  # what caches hold, and their dtype
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from llmc.errors import OptionError
-from llmc.schedules.formats import TABLES
+from llmc.schedules.formats import E4M3, TABLES
+from llmc.targets.base import Target
 
 
 @dataclass(frozen=True)
@@ -14,9 +15,11 @@ class Format:
 
     `activations` "a8" multiplies 8-bit weights codes with activations rounded to int8 at run time, one scale per group;
     "a32" widens the weights and computes in float32; "bf16" rounds weights, and on tiles activations, to bfloat16,
-    without groups. `head_bits` is the output layer's own width: its errors reach the
-    logits directly, so it stays 8-bit unless asked otherwise. group_size 0 is one scale for a whole row. With a `table`
-    (of `schedules.formats.TABLES`) codes stand for its values; `powers` makes scales powers of two. `recipe` names what
+    without groups; "f16" weights, and on GPUs activations, to float16; "fp8" is for GPUs alone,
+    and rounds activations to E4M3 where they multiply it, else to float16. `head_bits` is the output layer's
+    own width: its errors reach the logits directly, so it stays 8-bit unless asked otherwise. group_size 0 is one scale
+    for a whole row. With a `table`
+    (of `schedules.formats.TABLES`, or E4M3) codes stand for its values; `powers` makes scales powers of two. `recipe` names what
     is done with statistics over a calibration set: "outliers" are multiplied in float32, "smooth" moves the differences
     between channels to the weights. `asymmetric` codes reach from
     a group's smallest element to its largest; those of 8 bits gain nothing by it and stay symmetric.
@@ -66,12 +69,25 @@ FORMATS["w8a8-outliers"] = Format(
 )
 FORMATS["w8a8-smooth"] = Format("w8a8-smooth", 8, 0, "a8", 8, f"{_ROW}, channels smoothed before", recipe="smooth")
 FORMATS["bf16"] = Format("bf16", 16, 0, "bf16", 16, "weights rounded to bfloat16, float activations")
+FORMATS["f16"] = Format("f16", 16, 0, "f16", 16, "weights rounded to float16, float activations")
+FORMATS["fp8"] = Format(
+    "fp8", 8, 0, "fp8", 8, "weights and activations in 8-bit floats (E4M3), a scale for every row; GPUs only", E4M3
+)
 # One scale for a whole row would save 2 % of the time and cost MiniLM 0.002 of its cosine: hence groups of 128.
 ALIASES = {
     **{"w8a8": "w8a8-g128", "w8a16": "w8a16-g128", "w4a8": "w4a8-g32", "w4a16": "w4a16-g32"},
     **{"w3a8": "w3a8-g32", "w3a16": "w3a16-g32"},
     **{"nf4": "nf4a8-g64", "fp4": "fp4a8-g32", "mxfp4": "mxfp4a8-g32"},
 }
+
+
+def require_kernels(format: Format | None, target: Target) -> None:
+    """Raises OptionError for a format that no kernel of the target computes."""
+    if format is not None and format.table == E4M3 and target.kind != "cuda":
+        raise OptionError(
+            f"'{format.name}' is for GPUs: no kernel for {target.name} multiplies 8-bit floats",
+            hint="--target cuda-sm90; here w8a16-row is as small, and more exact",
+        )
 
 
 def resolve_format(name: str) -> Format | None:

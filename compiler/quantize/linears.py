@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from llmc.graph import LLMC, Constant, Editor, Graph, Node
-from llmc.match import array, made_by, nodes, only_user, other, rank
+from llmc.match import array, made_by, nodes, only_user, other, rank, stored
 from llmc.schedules.formats import QuantizedWeight
+
+_FLOATS = (np.float32, np.float16)  # in which a layer's weights may be stored
 
 
 def find_linears(graph: Graph) -> Graph:
@@ -37,10 +39,12 @@ class _Transposed:
     def of(self, name: str) -> str | None:
         """Name of the constant's transpose; None where `name` is no float matrix."""
         transposed = made_by(self.edit, name, "Transpose")
-        if transposed is not None and array(self.edit, transposed.inputs[0]) is not None:
-            return transposed.inputs[0] if rank(self.edit, transposed.inputs[0]) == 2 else None
+        source = stored(self.edit, transposed.inputs[0]) if transposed is not None else ""
+        if array(self.edit, source) is not None:
+            return source if rank(self.edit, source) == 2 else None
+        name = stored(self.edit, name)
         value = array(self.edit, name)
-        if value is None or value.ndim != 2 or value.dtype != np.float32:
+        if value is None or value.ndim != 2 or value.dtype not in _FLOATS:
             return None
         view = value.T
         key = _memory(view)
@@ -56,7 +60,9 @@ def _memory(value: np.ndarray) -> tuple[object, ...]:
 def linear(
     edit: Editor, like: Node, x: str, weight: str, *, bias: str = "", output: str = "", activations: str = "a32"
 ) -> Node:
-    """Put a `Linear` in the place of `like`, with `like`'s name."""
+    """Put a `Linear` in the place of `like`, with `like`'s name. Weights in float16 say what x may be rounded to."""
+    if edit.types[weight].dtype == "float16":
+        activations = "f16"
     attrs = {"activation": "none", "activations": activations}
     out = output or like.outputs[0]
     return edit.add(Node("Linear", (x, weight, bias, ""), (out,), attrs, LLMC, like.name, 1))
@@ -64,7 +70,7 @@ def linear(
 
 def _matmul(edit: Editor, weights: _Transposed, node: Node) -> None:
     x, w = node.inputs
-    if array(edit, x) is not None or rank(edit, x) < 2:
+    if array(edit, stored(edit, x)) is not None or rank(edit, x) < 2:
         return
     weight = weights.of(w)
     if weight is not None:
@@ -72,12 +78,12 @@ def _matmul(edit: Editor, weights: _Transposed, node: Node) -> None:
 
 
 def _gemm(edit: Editor, weights: _Transposed, node: Node) -> None:
-    x, w, bias = node.inputs[0], node.inputs[1], node.input(2)
+    x, w, bias = node.inputs[0], stored(edit, node.inputs[1]), node.input(2)
     plain = (
         node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0 and not node.attrs.get("transA", 0)
     )
     value = array(edit, w)
-    if not plain or value is None or value.dtype != np.float32:
+    if not plain or value is None or value.dtype not in _FLOATS:
         return
     weight = w if node.attrs.get("transB", 0) else weights.of(w)
     row = bias_row(edit, bias, weight) if weight is not None else None
@@ -109,10 +115,13 @@ def _bias(edit: Editor, node: Node) -> None:
 
 
 def _embedding(edit: Editor, node: Node) -> None:
-    table: Constant | None = edit.constants.get(node.inputs[0])
-    if node.attrs.get("axis", 0) != 0 or table is None or rank(edit, node.inputs[0]) != 2:
+    name = stored(edit, node.inputs[0])
+    table: Constant | None = edit.constants.get(name)
+    if node.attrs.get("axis", 0) != 0 or table is None or rank(edit, name) != 2:
         return
-    if isinstance(table, QuantizedWeight) or (table.dtype == np.float32 and table.shape[1] >= 16):
+    if isinstance(table, QuantizedWeight) or (table.dtype in _FLOATS and table.shape[1] >= 16):
+        if edit.types[node.outputs[0]].dtype != "float32":
+            return
         ids, type_ = node.inputs[1], edit.types[node.inputs[1]]
         if type_.dtype not in ("int32", "int64"):
             return
@@ -120,4 +129,4 @@ def _embedding(edit: Editor, node: Node) -> None:
             ids = edit.fresh(f"{ids}.int64")
             edit.add(Node("Cast", (node.inputs[1],), (ids,), {"to": 7}, version=13), [replace(type_, dtype="int64")])
         edit.remove(node)
-        edit.add(Node("Embedding", (node.inputs[0], ids), node.outputs, {}, LLMC, node.name, 1))
+        edit.add(Node("Embedding", (name, ids), node.outputs, {}, LLMC, node.name, 1))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from llmc.graph import Editor, Graph, Node, TensorType, same_dim
-from llmc.match import array, made_by, nodes, rank
+from llmc.match import array, made_by, nodes, rank, stored
 
 
 def lift_rows(graph: Graph) -> Graph:
@@ -19,7 +19,7 @@ def lift_rows(graph: Graph) -> Graph:
 
 def _lift(edit: Editor, node: Node) -> None:
     rows, weight = node.inputs
-    flat, value = made_by(edit, rows, "Reshape"), array(edit, weight)
+    flat, value = made_by(edit, rows, "Reshape"), array(edit, stored(edit, weight))
     readers = edit.consumers.get(node.outputs[0], [])
     if (
         flat is None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from llmc.schedules.formats import TABLES, QuantizedWeight
+from llmc.schedules.formats import E4M3, E4M3_MAX, TABLES, QuantizedWeight, to_e4m3
 
 _HALF = np.finfo(np.float16)
 _ROWS = 4096  # rows a step: bounds the float scratch to a few times this many rows
@@ -58,6 +58,12 @@ def round_to_table(weight: np.ndarray, table: str, group_size: int, *, powers: b
 
     q, scale = _rounded(weight, group_size, scales, codes)
     return QuantizedWeight(q, scale, 0.0, 4, group_size or weight.shape[1], table)
+
+
+def round_to_e4m3(weight: np.ndarray) -> QuantizedWeight:
+    """The nearest 8-bit float for every element of a float [N, K] weight; the largest of a row becomes the largest."""
+    q, scale = _rounded(weight, 0, lambda groups: np.abs(groups).max(-1) / np.float32(E4M3_MAX), to_e4m3)
+    return QuantizedWeight(q, scale, 0.0, 8, weight.shape[1], E4M3)
 
 
 def round_to_range(weight: np.ndarray, bits: int, group_size: int) -> QuantizedWeight:

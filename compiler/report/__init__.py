@@ -7,8 +7,8 @@ from typing import Any
 
 from llmc import __version__
 from llmc.report.profiles import Profiles
+from llmc.targets import cuda, x86
 from llmc.targets.base import Target
-from llmc.targets.x86 import TARGETS
 from llmc.tune.database import Database
 from llmc.tune.held_out import Quality, quality
 from llmc.tune.known import history_of
@@ -41,5 +41,6 @@ class Report:
 def collect(database: Database, target: Target | None = None, profiles: Profiles | None = None) -> Report:
     """What the database's records (of one target) tell. Raises DatabaseError."""
     records = database.records(target=target)
-    understood = history_of(records, [target] if target else TARGETS.values())
+    targets: list[Target] = [target] if target else [*x86.TARGETS.values(), *cuda.TARGETS.values()]
+    understood = history_of([r for r in records if not r.key.predicted], targets)
     return Report(__version__, str(database.path), len(records), task_reports(records), quality(understood), profiles)

@@ -74,7 +74,7 @@ def tuning_curve(task: TaskReport) -> str:
         axes.set_xlim(0, max(len(task.trials), 1) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.set(xlabel="trials", ylabel="time / default's")
+        axes.set(xlabel="trials", ylabel="predicted time / default's" if task.key.predicted else "time / default's")
         return _svg(figure)
 
 

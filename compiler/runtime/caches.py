@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 
 from llmc.package.manifest import BufferSpec, DecoderSpec
-from llmc.runtime.arrays import aligned_zeros, numpy_dtype
+from llmc.runtime.arrays import numpy_dtype
+from llmc.runtime.memory import HOST, Array, Memory
 from llmc.runtime.tokens import move_tokens
 
-_FIRST_CAPACITY = 512
+FIRST_CAPACITY = 512
 
 
 class Caches(Protocol):
@@ -49,17 +51,18 @@ class Caches(Protocol):
     def inputs(self, rows: slice) -> dict[str, np.ndarray]:
         """Further inputs of a call for `rows`, by name."""
 
-    def buffers(self, rows: slice) -> list[np.ndarray]:
+    def buffers(self, rows: slice) -> list[Array]:
         """k, v (and planes, where they are rounded) of each layer, as a call for `rows` takes them."""
 
 
 class RowCaches:
     """Every row has the same room, `capacity` tokens, which doubles when one of them needs more."""
 
-    def __init__(self, decoder: DecoderSpec, batch: int, capacity: int = _FIRST_CAPACITY) -> None:
-        self.decoder, self.batch = decoder, batch
+    def __init__(self, decoder: DecoderSpec, batch: int, memory: Memory = HOST, capacity: int = FIRST_CAPACITY) -> None:
+        """Raises InputError where `memory` has no room."""
+        self.decoder, self.batch, self.memory = decoder, batch, memory
         self.moves, self.capacity = 0, 0
-        self.arrays: list[np.ndarray] = []
+        self.arrays: list[Array] = []
         self._block = math.lcm(*(cache.block for cache in decoder.caches))
         self._resize(self._limit(capacity))
 
@@ -73,36 +76,51 @@ class RowCaches:
 
     def clear(self) -> None:
         for array in self.arrays:
-            array[...] = 0
+            self.memory.clear(array)
 
     def fork(self, rows: Sequence[int], lengths: np.ndarray) -> RowCaches:
-        twin = RowCaches(self.decoder, len(rows), self.capacity)
+        twin = RowCaches(self.decoder, len(rows), self.memory, self.capacity)
         for mine, its in zip(self.arrays, twin.arrays, strict=True):
-            its[...] = mine[list(rows)]
+            for row, source in enumerate(rows):
+                self.memory.copy(its[row], mine[source])
         return twin
 
     def move(self, row: int, sources: np.ndarray, targets: np.ndarray) -> None:
-        places = (np.divmod(tokens, self._block) for tokens in (sources, targets))
-        move_tokens(self.decoder, self._blocks(row), *places)
+        if not len(sources):
+            return
+        first = min(sources.min(), targets.min()) // self._block
+        last = max(sources.max(), targets.max()) // self._block + 1
+        places = (np.divmod(tokens - first * self._block, self._block) for tokens in (sources, targets))
+        with self._blocks(row, int(first), int(last)) as blocks:
+            move_tokens(self.decoder, blocks, *places)
 
     def drop_block(self, row: int, sinks: int, lengths: np.ndarray) -> None:
         """The first block keeps its sinks, and gets what stands after so many tokens in the next one."""
         kept = np.arange(sinks, self._block)
         self.move(row, self._block + kept, kept)
         blocks = -(-int(lengths[row]) // self._block)
-        for buffer in self._blocks(row):
-            buffer[1:blocks] = buffer[2 : blocks + 1]
+        if blocks > 1:
+            for later, earlier in zip(self._views(row, 2, blocks + 1), self._views(row, 1, blocks), strict=True):
+                self.memory.copy(earlier, later)
 
     def inputs(self, rows: slice) -> dict[str, np.ndarray]:
         return {}
 
-    def buffers(self, rows: slice) -> list[np.ndarray]:
+    def buffers(self, rows: slice) -> list[Array]:
         return [array[rows] for array in self.arrays]
 
-    def _blocks(self, row: int) -> list[np.ndarray]:
-        """Views of a row's buffers, block by block: [blocks, KV, ...]."""
-        whole = (array[row] for array in self.arrays)
-        return [(x if x.ndim == 4 else x.reshape(len(x), -1, self._block, x.shape[-1])).swapaxes(0, 1) for x in whole]
+    def _views(self, row: int, first: int, last: int) -> list[Array]:
+        """Blocks `first` to `last` of a row's buffers, [KV, blocks, ...] or [KV, tokens, D]."""
+        each = (1 if array.ndim == 5 else self._block for array in self.arrays)
+        return [array[row, :, first * n : last * n] for array, n in zip(self.arrays, each, strict=True)]
+
+    @contextmanager
+    def _blocks(self, row: int, first: int, last: int) -> Iterator[list[np.ndarray]]:
+        """Some blocks of a row's buffers, to be written: [blocks, KV, ...]."""
+        with self.memory.edit(self._views(row, first, last)) as arrays:
+            yield [
+                (x if x.ndim == 4 else x.reshape(len(x), -1, self._block, x.shape[-1])).swapaxes(0, 1) for x in arrays
+            ]
 
     def _limit(self, tokens: int) -> int:
         """A capacity of at least `tokens` (as far as the model's length allows), in whole blocks."""
@@ -112,12 +130,16 @@ class RowCaches:
 
     def _resize(self, capacity: int) -> None:
         """Move every array into a larger one; one after the other, so that only one is held twice."""
+        size = self.batch * self.decoder.cache_bytes(capacity)
+        held = sum(array.nbytes for array in self.arrays)
+        largest = max((array.nbytes for array in self.arrays), default=0)
+        self.memory.demand(size - held + largest, f"caches of {self.batch} × {capacity} tokens")
         for i, (spec, axis2) in enumerate(self._shapes(capacity)):
             shape = (self.batch, int(spec.shape[1]), axis2, *map(int, spec.shape[3:]))
-            new = aligned_zeros(shape, numpy_dtype(spec.dtype))
+            new = self.memory.zeros(shape, numpy_dtype(spec.dtype))
             if i < len(self.arrays):
                 old = self.arrays[i]
-                new[:, :, : old.shape[2]] = old
+                self.memory.copy(new[:, :, : old.shape[2]], old)
                 self.arrays[i] = new
             else:
                 self.arrays.append(new)

@@ -1,80 +1,35 @@
-"""Running on an NVIDIA GPU: the driver is found, kernels are loaded, arrays are moved. Not run on hardware yet.
-
-Weights are copied to the device once. Every call copies its inputs there and its outputs back; what lies between stays.
-All of it goes through the one default stream, whose order is that of the calls.
-"""
+"""Before anything runs on an NVIDIA GPU: the driver is found, and kernels are loaded. Not run on hardware yet."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
-import math
-from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import tvm_ffi
 
 from llmc.errors import ArtifactError
 from llmc.package.device import device_kernels
-from llmc.package.layout import DEVICE, DEVICE_KERNELS
+from llmc.package.layout import DEVICE, DEVICE_KERNELS, RUNTIME_CUDA
 from llmc.package.reader import Artifact
-from llmc.runtime.arrays import aligned, carrier, numpy_dtype, to_numpy, to_tensor
+from llmc.runtime.caches import FIRST_CAPACITY
+from llmc.runtime.cuda import LIBRARY as CUDART
+from llmc.runtime.cuda import cuda
+from llmc.runtime.gpu import gpu_memory
+from llmc.runtime.installed import installed_library, unpacked
+from llmc.runtime.memory import HOST, Memory
 
-CUDA = 2  # DLPack's device type
 _MAJOR, _MINOR = 75, 76  # the driver's names of the two halves of a compute capability
 _DRIVER = "libcuda.so.1"
-_RUNTIME = "libtvm_runtime_cuda.so"
-
-
-class Memory(Protocol):
-    """Where a model's arrays lie."""
-
-    def put(self, array: np.ndarray) -> Any:
-        """The runtime's tensor of an array."""
-
-    def get(self, tensor: Any, dtype: str) -> np.ndarray:
-        """The array of a tensor, whose elements are of `dtype`."""
-
-
-class HostMemory:
-    """Tensors share the arrays' memory."""
-
-    def put(self, array: np.ndarray) -> Any:
-        return to_tensor(aligned(array))
-
-    def get(self, tensor: Any, dtype: str) -> np.ndarray:
-        return to_numpy(tensor, dtype)
-
-
-class GpuMemory:
-    """Tensors are copies on the first GPU."""
-
-    def put(self, array: np.ndarray) -> Any:
-        allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-        device = tvm_ffi.device(CUDA, 0)
-        tensor = allocate(tvm_ffi.Shape(array.shape), tvm_ffi.dtype(carrier(array.dtype)), device, None)
-        if array.nbytes:
-            whole = np.ascontiguousarray(array)
-            copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
-            copy(tensor, ctypes.c_void_p(whole.ctypes.data), whole.nbytes)
-        return tensor
-
-    def get(self, tensor: Any, dtype: str) -> np.ndarray:
-        array = np.empty(tuple(tensor.shape), numpy_dtype(dtype))
-        if array.nbytes:
-            copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
-            copy(tensor, ctypes.c_void_p(array.ctypes.data), math.prod(array.shape) * array.itemsize)
-        return array
-
-
-HOST = HostMemory()
+_CUDA_VERSION = 13000  # 13.0, which the binaries, and the libraries that load them, were made for
+_FIRST_DRIVER = "580"  # that knows it
+_INSTALL = "pip install nvidia-cuda-runtime"
 
 
 def memory_of(artifact: Artifact) -> Memory:
     """Where the arrays of an artifact's functions lie."""
-    return GpuMemory() if DEVICE_KERNELS in artifact.entries else HOST
+    return gpu_memory() if DEVICE_KERNELS in artifact.entries else HOST
 
 
 def check_gpu(artifact: Artifact) -> None:
@@ -89,7 +44,12 @@ def check_gpu(artifact: Artifact) -> None:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:
         raise ArtifactError(f"{needs}; this machine has no NVIDIA driver ({_DRIVER})", where=where, hint=hint) from None
-    major, minor, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    version, major, minor, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    if version.value < _CUDA_VERSION:
+        found = f"the NVIDIA driver of this machine knows CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+        what = f"was compiled for {target.name} with CUDA {_CUDA_VERSION // 1000}; {found} and nothing later"
+        raise ArtifactError(what, where=where, hint=f"install a driver of version {_FIRST_DRIVER} or later")
     if code := driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
         raise ArtifactError(f"{needs}; the driver finds none (its error {code})", where=where, hint=hint)
     driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
@@ -101,29 +61,63 @@ def check_gpu(artifact: Artifact) -> None:
 def import_kernels(library: Any, artifact: Artifact) -> None:
     """Makes the artifact's kernels part of its library, whose host code calls them by name.
 
-    Raises ArtifactError where TVM's runtime for CUDA is not installed.
+    Raises ArtifactError where CUDA's runtime library is not installed.
     """
-    _load_cuda_runtime(str(artifact.path))
+    if tvm_ffi.get_global_func("device_api.cuda", allow_missing=True) is None:
+        _load_cuda_runtime(artifact)
     load = tvm_ffi.get_global_func("ffi.Module.load_from_bytes.cuda")
     host = next(module for module in library.imports if module.kind == "library")
     for name in device_kernels(artifact):
         host.import_module(load(artifact.read(f"{DEVICE}/{name}.bin")))
 
 
-@cache
-def _load_cuda_runtime(where: str) -> None:
-    hint = "pip install apache-tvm nvidia-cuda-runtime"
-    tvm = importlib.util.find_spec("tvm")
-    library = Path(tvm.origin).parent / "lib" / _RUNTIME if tvm and tvm.origin else None
-    if library is None or not library.is_file():
-        raise ArtifactError("needs TVM's runtime library for CUDA, which is not installed", where=where, hint=hint)
-    nvidia = importlib.util.find_spec("nvidia")
-    folders = nvidia.submodule_search_locations if nvidia and nvidia.submodule_search_locations else []
-    for folder in folders:  # where the system has none, the library finds the one that is loaded already
-        for file in sorted(Path(folder).glob("cu*/lib/libcudart.so.*")):
-            ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL)
+def check_room(artifact: Artifact) -> None:
+    """Raises ArtifactError if the GPU has no room for the weights and the caches of a first session."""
+    manifest = artifact.manifest
+    weights = sum(tensor.size for tensor in artifact.tensors.values())
+    parts = [f"{weights / 1e6:.0f} MB for its weights"]
+    caches = 0
+    if manifest.decoder is not None:
+        tokens = min(FIRST_CAPACITY, manifest.decoder.max_length or FIRST_CAPACITY)
+        caches = manifest.decoder.cache_bytes(tokens)
+        parts.append(f"{caches / 1e6:.0f} MB for caches of {tokens} tokens")
+    free = cuda().free_memory()
+    if weights + caches > free:
+        raise ArtifactError(
+            f"needs {' and '.join(parts)}, and the GPU has {free / 1e6:.0f} MB left",
+            where=str(artifact.path),
+            hint="end other programs that use it, or compile the model in fewer bits: --quantize, --kv-cache",
+        )
+
+
+def _load_cuda_runtime(artifact: Artifact) -> None:
+    """TVM's runtime for CUDA: the installed one, or the artifact's own; and before it NVIDIA's, which it needs."""
+    where, manifest = str(artifact.path), artifact.manifest
+    _load_cudart(where)
+    hint = f"pip install apache-tvm=={manifest.tvm}, or compile the model anew: its artifact then holds the library"
     try:
-        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+        if (library := installed_library(RUNTIME_CUDA, manifest.tvm)) is not None:
+            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+        elif RUNTIME_CUDA in artifact.entries:
+            with unpacked(artifact, RUNTIME_CUDA) as own:
+                ctypes.CDLL(str(own), ctypes.RTLD_GLOBAL)
+        else:
+            raise ArtifactError("needs TVM's runtime library for CUDA, which is not installed", where=where, hint=hint)
     except OSError as error:
         what = f"TVM's runtime library for CUDA cannot be loaded: {error}"
         raise ArtifactError(what, where=where, hint=hint) from error
+
+
+def _load_cudart(where: str) -> None:
+    """The system's, or that of NVIDIA's wheel: TVM's library finds the one that is loaded already."""
+    nvidia = importlib.util.find_spec("nvidia")
+    folders = nvidia.submodule_search_locations if nvidia and nvidia.submodule_search_locations else []
+    places = [str(file) for folder in folders for file in Path(folder).glob(f"cu*/lib/{CUDART}")]
+    for place in (CUDART, *places):
+        try:
+            ctypes.CDLL(place, ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return
+    what = f"needs NVIDIA's CUDA runtime library ({CUDART}), which is neither installed by pip nor the system's"
+    raise ArtifactError(what, where=where, hint=_INSTALL)

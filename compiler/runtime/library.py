@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
-import importlib.util
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,9 @@ import tvm_ffi
 from llmc.errors import ArtifactError, OptionError
 from llmc.package.layout import DEVICE_KERNELS, LIBRARY, RUNTIME
 from llmc.package.reader import Artifact
-from llmc.runtime.device import CUDA, import_kernels
+from llmc.runtime.device import import_kernels
+from llmc.runtime.gpu import CUDA
+from llmc.runtime.installed import installed_library, installed_version, unpacked
 
 _CPU, _DEVICE, _POOLED = 1, 0, 2  # DLPack's device type, its index, the VM's pooled allocator
 # How often an idle thread of the pool looks for work before it sleeps: 2 to 3 ms, which spans the time between two
@@ -95,9 +94,7 @@ def load_library(artifact: Artifact, threads: int | None) -> Any:
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", _SPINS)
     _load_runtime(artifact)
     _size_pool(threads)
-    with tempfile.TemporaryDirectory(prefix="llmc-") as folder:  # private to this user; needed only while loading
-        library = Path(folder) / LIBRARY
-        library.write_bytes(artifact.read(LIBRARY))
+    with unpacked(artifact, LIBRARY) as library:
         try:
             module = tvm_ffi.load_module(library)
             places: tuple[int, ...] = (_CPU, _DEVICE, _POOLED)
@@ -137,7 +134,7 @@ def _load_runtime(artifact: Artifact) -> None:
     """Loads libtvm_runtime of the artifact's version: the installed one, or the artifact's own."""
     global _loaded_version
     manifest, where = artifact.manifest, str(artifact.path)
-    installed = _installed_version()
+    installed = installed_version()
     install = f"pip install apache-tvm=={manifest.tvm} apache-tvm-ffi=={manifest.tvm_ffi}"
     if tvm_ffi.__version__ != manifest.tvm_ffi:
         raise ArtifactError(
@@ -153,13 +150,11 @@ def _load_runtime(artifact: Artifact) -> None:
         )
     if present:
         return
-    if installed == manifest.tvm:
-        _open_shared(_installed_library())
+    if (library := installed_library(_runtime_library, manifest.tvm)) is not None:
+        _open_shared(library)
     elif _runtime_library in artifact.entries:
-        with tempfile.TemporaryDirectory(prefix="llmc-") as folder:
-            library = Path(folder) / Path(_runtime_library).name
-            library.write_bytes(artifact.read(_runtime_library))
-            _open_shared(library)
+        with unpacked(artifact, _runtime_library) as own:
+            _open_shared(own)
     else:
         found = f"this environment has {installed}" if installed else "it is not installed"
         raise ArtifactError(
@@ -168,20 +163,6 @@ def _load_runtime(artifact: Artifact) -> None:
             hint=f"{install}, or compile the model with its runtime included",
         )
     _loaded_version = manifest.tvm
-
-
-def _installed_version() -> str | None:
-    try:
-        return importlib.metadata.version("apache-tvm")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _installed_library() -> Path:
-    """Where apache-tvm keeps its runtime library; finding the package's place runs none of its code."""
-    spec = importlib.util.find_spec("tvm")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "lib" / Path(_runtime_library).name
 
 
 def _open_shared(library: Path) -> None:

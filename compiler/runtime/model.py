@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ from llmc.package.manifest import ArraySpec, FunctionSpec, Manifest
 from llmc.package.reader import Artifact
 from llmc.runtime.arrays import to_tensor, workspaces
 from llmc.runtime.binding import bind, describe
-from llmc.runtime.device import HOST, Memory, memory_of
+from llmc.runtime.device import memory_of
 from llmc.runtime.library import pool_size
+from llmc.runtime.memory import HOST, Memory
 
 if TYPE_CHECKING:
     from llmc.runtime.session import Session
@@ -29,13 +31,13 @@ class Function:
     def __init__(
         self, name: str, spec: FunctionSpec, code: Any, weights: tuple[Any, ...], memory: Memory = HOST
     ) -> None:
-        self.name, self.spec, self._code, self._weights, self._memory = name, spec, code, weights, memory
+        self.name, self.spec, self.code, self._weights, self.memory = name, spec, code, weights, memory
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Raises InputError if `inputs` are not those that the function takes."""
-        result = self.run(self.arguments(map(self._memory.put, bind(self.spec, inputs))))
+        result = self.run(self.arguments(map(self.memory.put, bind(self.spec, inputs))))
         tensors = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
-        return {spec.name: self._memory.get(t, spec.dtype) for spec, t in zip(self.spec.outputs, tensors, strict=True)}
+        return {spec.name: self.memory.get(t, spec.dtype) for spec, t in zip(self.spec.outputs, tensors, strict=True)}
 
     def arguments(self, inputs: Iterable[Any]) -> tuple[Any, ...]:
         """What `run` takes: the runtime's tensors of all inputs, then the weights, then workspaces made anew."""
@@ -44,7 +46,7 @@ class Function:
     def run(self, arguments: tuple[Any, ...]) -> Any:
         """The result, a tensor or an array of them; nothing is checked beforehand."""
         try:
-            return self._code(*arguments)
+            return self.memory.run(self.code, arguments)
         except Exception as error:
             raise InputError(f"the compiled code refused these inputs: {_reason(error)}", where=self.name) from error
 
@@ -79,9 +81,10 @@ class Model:
         self.artifact = artifact
         self.manifest: Manifest = artifact.manifest
         self._machine = machine
-        memory = memory_of(artifact)
+        self.memory = memory_of(artifact)
+        self.observed = False
         self.functions = {
-            name: Function(name, spec, machine[name], tuple(weights[param] for param in spec.params), memory)
+            name: Function(name, spec, machine[name], tuple(weights[param] for param in spec.params), self.memory)
             for name, spec in self.manifest.functions.items()
         }
 
@@ -105,7 +108,17 @@ class Model:
 
         `watch(function, symbol, before, result, *arguments)` is called before each (`before` true) and after it.
         """
+        self.observed = True  # CUDA graphs make no calls that could be watched
         self._machine["set_instrument"](tvm_ffi.convert(watch))
+
+    @contextmanager
+    def watching(self, watch: Callable[..., None]) -> Iterator[None]:
+        """`observe`, for a while, of a model that nobody observes."""
+        self._machine["set_instrument"](tvm_ffi.convert(watch))
+        try:
+            yield
+        finally:
+            self._machine["set_instrument"](None)
 
     @cached_property
     def text(self) -> Text:

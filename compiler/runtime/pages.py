@@ -15,6 +15,7 @@ import numpy as np
 from llmc.errors import InputError
 from llmc.package.manifest import DecoderSpec
 from llmc.runtime.arrays import aligned_zeros, numpy_dtype
+from llmc.runtime.memory import HOST, Array, Memory
 from llmc.runtime.tokens import move_tokens
 
 _FIRST_PAGES = 16
@@ -24,11 +25,11 @@ _ALIGNED = 16  # entries: rows of a table begin at 64-byte boundaries
 class PagePool:
     """Pages of all layers under one number each. It grows as needed, or holds at most `most` pages."""
 
-    def __init__(self, decoder: DecoderSpec, most: int | None) -> None:
+    def __init__(self, decoder: DecoderSpec, most: int | None, memory: Memory) -> None:
         self.block = math.lcm(*(cache.block for cache in decoder.caches))
-        self.most, self.moves = most, 0
+        self.memory, self.most, self.moves = memory, most, 0
         self._specs = [buffer for cache in decoder.caches for buffer in cache.buffers]
-        self.arrays: list[np.ndarray] = []
+        self.arrays: list[Array] = []
         self._users: list[int] = []  # of each page
         self._free: list[int] = []
         self._resize(_FIRST_PAGES if most is None else min(most, _FIRST_PAGES))
@@ -68,15 +69,18 @@ class PagePool:
 
     def copy(self, source: int, target: int) -> None:
         for array in self.arrays:
-            array[target] = array[source]
+            self.memory.copy(array[target], array[source])
 
     def _resize(self, count: int) -> None:
         """Move every array into a larger one; one after the other, so that only one is held twice."""
         old = len(self._users)
+        each = sum(math.prod(map(int, spec.shape[1:])) * numpy_dtype(spec.dtype).itemsize for spec in self._specs)
+        largest = max((array.nbytes for array in self.arrays), default=0)
+        self.memory.demand((count - old) * each + largest, f"caches of {count} pages of {self.block} tokens")
         for i, spec in enumerate(self._specs):
-            new = aligned_zeros((count, *map(int, spec.shape[1:])), numpy_dtype(spec.dtype))
+            new = self.memory.zeros((count, *map(int, spec.shape[1:])), numpy_dtype(spec.dtype))
             if i < len(self.arrays):
-                new[:old] = self.arrays[i]
+                self.memory.copy(new[:old], self.arrays[i])
                 self.arrays[i] = new
             else:
                 self.arrays.append(new)
@@ -89,13 +93,18 @@ class PagedCaches:
     """The pages of a session's rows."""
 
     def __init__(
-        self, decoder: DecoderSpec, batch: int, pages: int | None = None, pool: PagePool | None = None
+        self,
+        decoder: DecoderSpec,
+        batch: int,
+        pages: int | None = None,
+        memory: Memory = HOST,
+        pool: PagePool | None = None,
     ) -> None:
-        """In `pool`, or in one of its own that holds at most `pages` (None: as many as it takes)."""
+        """In `pool`, or in one of its own in `memory` that holds at most `pages` (None: as many as it takes)."""
         self._rows: list[list[int]] = []
         if pages is not None and pages < 1:
             raise InputError(f"a pool of {pages} pages holds nothing")
-        self.decoder, self.pool = decoder, pool or PagePool(decoder, pages)
+        self.decoder, self.pool = decoder, pool or PagePool(decoder, pages, memory)
         self._rows = [[] for _ in range(batch)]
         self._moves = 0
         self._table = aligned_zeros((batch, _ALIGNED), np.int32)
@@ -142,8 +151,10 @@ class PagedCaches:
 
     def move(self, row: int, sources: np.ndarray, targets: np.ndarray) -> None:
         pages, block = np.array(self._rows[row]), self.pool.block
-        places = ((pages[tokens // block], tokens % block) for tokens in (sources, targets))
-        move_tokens(self.decoder, self.pool.arrays, *places)
+        count, tokens = len(sources), np.concatenate([sources, targets])
+        with self.pool.memory.edit_rows(self.pool.arrays, pages[tokens // block]) as (arrays, numbers):
+            places = list(zip(np.split(numbers, [count]), np.split(tokens % block, [count]), strict=True))
+            move_tokens(self.decoder, arrays, *places)
 
     def drop_block(self, row: int, sinks: int, lengths: np.ndarray) -> None:
         """The first page keeps its sinks, and gets what stands after so many tokens in the next one, which goes."""
@@ -157,7 +168,7 @@ class PagedCaches:
     def inputs(self, rows: slice) -> dict[str, np.ndarray]:
         return {"block_table": self._table[rows], "shared_blocks": self._shared}
 
-    def buffers(self, rows: slice) -> list[np.ndarray]:
+    def buffers(self, rows: slice) -> list[Array]:
         return self.pool.arrays
 
     def _replace(self, row: int, i: int, page: int) -> None:

@@ -9,7 +9,7 @@ only some rows have are read row by row: there a call for one row computes as fa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,10 @@ import tvm_ffi
 
 from llmc.errors import ArtifactError, InputError
 from llmc.package.manifest import DecoderSpec
-from llmc.runtime.arrays import aligned_zeros, to_numpy, to_tensor
+from llmc.runtime.arrays import aligned_zeros, view
 from llmc.runtime.caches import Caches, RowCaches
+from llmc.runtime.graphs import Replayed
+from llmc.runtime.memory import Memory, Stage
 from llmc.runtime.pages import PagedCaches
 from llmc.runtime.rows import piece_of_each_row
 from llmc.runtime.trees import DraftTree
@@ -35,13 +37,31 @@ Lengths = int | Sequence[int] | np.ndarray
 
 
 class _Call(NamedTuple):
-    """Arguments of a step function, and those to be filled in beforehand: ids, positions, tree [R, S], kv_len [R]."""
+    """A step function's arguments, and what the host fills in beforehand and sends: ids, positions, tree [R, S],
+    kv_len [R]. On a GPU, what is called again and again is replayed."""
 
     ids: np.ndarray
     positions: np.ndarray
     kv_len: np.ndarray
     tree: np.ndarray
+    stage: Stage
     arguments: tuple[Any, ...]
+    replayed: Replayed | None
+
+
+class Outcome(NamedTuple):
+    """What is wanted of a step: `of` its function, its logits and its rows, an array [R, S, ...]; `pause` is what n
+    tokens of a row would give that has none."""
+
+    of: Callable[[Function, Any, slice], np.ndarray]
+    pause: Callable[[int], np.ndarray]
+
+
+class _Draws(NamedTuple):
+    """Arguments of the function that samples, to be filled in and sent: each [R]."""
+
+    arrays: dict[str, np.ndarray]
+    stage: Stage
 
 
 class Session:
@@ -61,10 +81,12 @@ class Session:
         if pages is not None and not decoder.paged:
             hint = "compile the model with --kv-cache paged"
             raise InputError("the model's cache has no pages to count", where=str(model.artifact.path), hint=hint)
-        self.caches: Caches = caches or caches_of(decoder, batch, pages)
+        self.caches: Caches = caches or caches_of(decoder, batch, pages, model.memory)
         self._lengths = np.zeros(batch, np.int64)
         self._single_calls: dict[tuple[str, int, int], _Call] = {}  # by function and rows
+        self._draws: dict[tuple[int, int], _Draws] = {}  # by rows
         self._moves = self.caches.moves  # when they were prepared
+        self._logits = Outcome(_logits, lambda count: np.full((count, decoder.vocab_size), np.nan, np.float32))
         self._tree: DraftTree | None = None  # that was verified last, and lies behind the row's tokens
 
     @property
@@ -91,6 +113,31 @@ class Session:
         Raises InputError if there are no ids, an id is outside the vocabulary, or the model's length is exceeded;
         the session is then as it was.
         """
+        return self._append(ids, all, self._logits)
+
+    def sample(self, ids: Tokens | Sequence[Tokens], **settings: np.ndarray) -> np.ndarray:
+        """Read tokens as `append` does, and have the device choose the one that follows each row's last: int64 [B], of
+        rows that paused -1.
+
+        `settings` are the inputs of the artifact's function `sample` beside the logits, each [B]: temperature, top_k,
+        top_p, and uniform, a number of [0, 1) that decides. Raises what `append` does.
+        """
+
+        def choose(_: Function, logits: Any, rows: slice) -> np.ndarray:
+            size, function = rows.stop - rows.start, self.model.functions["sample"]
+            draws = self._draws_of(function, rows)
+            for name, array in draws.arrays.items():
+                array[...] = settings[name][rows]
+            draws.stage.send()
+            last = view(logits, "float32", (size, self.decoder.vocab_size))
+            tokens = function.run(function.arguments((last, *draws.stage.tensors)))
+            return function.memory.get(tokens, "int64")[:, None]
+
+        chosen: np.ndarray = self._append(ids, False, Outcome(choose, lambda count: np.full(count, -1)))
+        return chosen
+
+    def _append(self, ids: Any, all: bool, outcome: Outcome) -> Any:
+        """`append`, whatever is wanted of the steps."""
         tokens = self._check(ids)
         self._tree = None
         before = self._lengths.copy()
@@ -98,10 +145,10 @@ class Session:
         try:
             if isinstance(tokens, np.ndarray):
                 self.caches.grow(before, before + tokens.shape[1])
-                logits = self._read(everyone, tokens, None, all)
-                return logits if all else logits[:, -1]
+                found = self._read(everyone, tokens, None, all, outcome)
+                return found if all else found[:, -1]
             self.caches.grow(before, before + [len(row) for row in tokens])
-            parts = self._read_unequal(tokens, all)
+            parts = self._read_unequal(tokens, all, outcome)
         except BaseException:
             self._lengths[...] = before
             self.caches.shrink(before)
@@ -136,7 +183,7 @@ class Session:
         call.kv_len[...] = self._lengths + count
         call.tree[...] = tree.seen
         try:
-            logits = _logits(function, call)
+            logits = _logits(function, _run(function, call), slice(0, 1))
         except BaseException:
             self.caches.shrink(self._lengths)
             raise
@@ -203,35 +250,39 @@ class Session:
         twin._lengths[...] = self._lengths[list(rows)]
         return twin
 
-    def _read_unequal(self, tokens: list[np.ndarray], all: bool) -> list[np.ndarray]:
-        """Logits of rows that differ in length: of each row [S, V], or [1, V] without `all`."""
-        parts = [np.full((0 if all else 1, self.decoder.vocab_size), np.nan, np.float32)] * self.batch
+    def _read_unequal(self, tokens: list[np.ndarray], all: bool, outcome: Outcome) -> list[np.ndarray]:
+        """The outcome of rows that differ in length: of each row [S, ...], or [1, ...] without `all`."""
+        parts = [outcome.pause(0 if all else 1)] * self.batch
         counts = np.array([len(row) for row in tokens])
         for count in np.unique(counts[counts > 0]):
             reading = counts == count
             if count <= FEW:
                 ids = np.zeros((self.batch, count), np.int64)
                 ids[reading] = [tokens[b] for b in np.flatnonzero(reading)]
-                logits = self._read(slice(0, self.batch), ids, reading, all)
+                found = self._read(slice(0, self.batch), ids, reading, all, outcome)
                 for b in np.flatnonzero(reading):
-                    parts[b] = logits[b]
+                    parts[b] = found[b]
             else:
                 for b in np.flatnonzero(reading):
-                    parts[b] = self._read(slice(b, b + 1), tokens[b][None], None, all)[0]
+                    parts[b] = self._read(slice(b, b + 1), tokens[b][None], None, all, outcome)[0]
         return parts
 
-    def _read(self, rows: slice, tokens: np.ndarray, reading: np.ndarray | None, all: bool) -> np.ndarray:
-        """Logits [R, S, V] of ids [R, S], or [R, 1, V] of the last; only the rows that `reading` [R] names are read."""
+    def _read(
+        self, rows: slice, tokens: np.ndarray, reading: np.ndarray | None, all: bool, outcome: Outcome
+    ) -> np.ndarray:
+        """The outcome [R, S, ...] of ids [R, S], or [R, 1, ...] of the last; only the rows that `reading` [R] names are
+        read."""
         function = self._function(tokens.shape, all)
         count = tokens.shape[1]
         starts = range(0, count, CHUNK)
         if count <= CHUNK or not all:
-            parts = [self._step(function, rows, tokens[:, start : start + CHUNK], reading) for start in starts]
+            parts = [self._step(function, rows, tokens[:, start : start + CHUNK], reading, outcome) for start in starts]
             return parts[-1] if all else parts[-1][:, -1:]
         # 100 MB a chunk of a large vocabulary: copied one by one, the function's own memory is used again for the next.
         logits = np.empty((len(tokens), count, self.decoder.vocab_size), np.float32)
         for start in starts:
-            logits[:, start : start + CHUNK] = self._step(function, rows, tokens[:, start : start + CHUNK], reading)
+            part = tokens[:, start : start + CHUNK]
+            logits[:, start : start + CHUNK] = self._step(function, rows, part, reading, outcome)
         return logits
 
     def _function(self, shape: tuple[int, ...], all: bool) -> Function:
@@ -240,8 +291,10 @@ class Session:
             return functions["decode"]
         return functions["step" if all else "step_last"]
 
-    def _step(self, function: Function, rows: slice, tokens: np.ndarray, reading: np.ndarray | None) -> np.ndarray:
-        """Logits [R, S, V] (`step`) or [R, 1, V] (`step_last`) of a chunk of ids [R, S]."""
+    def _step(
+        self, function: Function, rows: slice, tokens: np.ndarray, reading: np.ndarray | None, outcome: Outcome
+    ) -> np.ndarray:
+        """The outcome [R, S, ...] (`step`) or [R, 1, ...] (`step_last`) of a chunk of ids [R, S]."""
         count = tokens.shape[1]
         call = self._call(function, rows, count)
         ends = self._lengths[rows] + count
@@ -250,9 +303,9 @@ class Session:
         call.ids[...] = tokens
         call.positions[...] = self._positions(np.maximum(ends[:, None] + np.arange(-count, 0), 0))
         call.kv_len[...] = ends
-        logits = _logits(function, call)
+        found = outcome.of(function, _run(function, call), rows)
         self._lengths[rows] = ends if reading is None else np.where(reading, ends, self._lengths[rows])
-        return logits
+        return found
 
     def _make_room(self, count: int) -> None:
         """Goes before `count` tokens are read, at most a block of them."""
@@ -275,12 +328,24 @@ class Session:
         kv_len, tree = aligned_zeros((size,), np.int64), aligned_zeros((size, count), np.uint64)
         own = {"input_ids": ids, "position_ids": positions, "kv_len": kv_len, "tree": tree}
         small = own | self.caches.inputs(rows)
-        inputs = [to_tensor(small[spec.name]) for spec in function.spec.inputs if spec.name in small]
-        tensors = function.arguments((*inputs, *map(to_tensor, self.caches.buffers(rows))))
-        call = _Call(ids, positions, kv_len, tree, tensors)
-        if count == 1:
+        memory = function.memory
+        stage = memory.stage([small[spec.name] for spec in function.spec.inputs if spec.name in small])
+        tensors = function.arguments((*stage.tensors, *map(memory.tensor, self.caches.buffers(rows))))
+        again = count == 1
+        replayed = Replayed(self.model, function, tensors) if again and memory.on_device else None
+        call = _Call(ids, positions, kv_len, tree, stage, tensors, replayed)
+        if again:
             self._single_calls[key] = call
         return call
+
+    def _draws_of(self, function: Function, rows: slice) -> _Draws:
+        """Kept, as calls are."""
+        key = rows.start, rows.stop
+        if key not in self._draws:
+            specs = [spec for spec in function.spec.inputs if spec.name != "logits"]
+            arrays = {spec.name: np.zeros(rows.stop - rows.start, spec.dtype) for spec in specs}
+            self._draws[key] = _Draws(arrays, function.memory.stage(list(arrays.values())))
+        return self._draws[key]
 
     def _check(self, ids: Any) -> np.ndarray | list[np.ndarray]:
         """ids as [B, S], or as a list of B arrays where rows differ in length."""
@@ -309,16 +374,24 @@ class Session:
         return tokens
 
 
-def caches_of(decoder: DecoderSpec, batch: int, pages: int | None) -> Caches:
-    """Empty caches as the artifact's functions want them."""
-    return PagedCaches(decoder, batch, pages) if decoder.paged else RowCaches(decoder, batch)
+def caches_of(decoder: DecoderSpec, batch: int, pages: int | None, memory: Memory) -> Caches:
+    """Empty caches in `memory`, as the artifact's functions want them. Raises InputError where it has no room."""
+    return PagedCaches(decoder, batch, pages, memory) if decoder.paged else RowCaches(decoder, batch, memory)
 
 
-def _logits(function: Function, call: _Call) -> np.ndarray:
-    """What a step function computes, [R, S, V], or [R, 1, V] of the last tokens."""
+def _run(function: Function, call: _Call) -> Any:
+    """What a step function computes, [R, S, V], or [R, 1, V] of the last tokens, wherever it lies."""
+    call.stage.send()
+    if call.replayed is not None:
+        return call.replayed.run()
     result = function.run(call.arguments)
     # A function may return the caches after the logits: they are the very same memory.
-    logits = to_numpy(result if isinstance(result, tvm_ffi.Tensor) else result[0])
+    return result if isinstance(result, tvm_ffi.Tensor) else result[0]
+
+
+def _logits(function: Function, result: Any, rows: slice) -> np.ndarray:
+    """The host's view, or copy, of a result."""
+    logits = function.memory.get(result, "float32")
     return logits.copy() if function.spec.workspaces else logits  # the next call writes there again
 
 

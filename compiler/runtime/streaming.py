@@ -22,7 +22,7 @@ import numpy as np
 
 from llmc.errors import InputError
 from llmc.runtime.caches import Caches
-from llmc.runtime.session import Lengths, Session, Tokens
+from llmc.runtime.session import Lengths, Outcome, Session
 
 if TYPE_CHECKING:
     from llmc.runtime.model import Model
@@ -60,15 +60,15 @@ class StreamingSession(Session):
         """There is no end."""
         return None
 
-    def append(self, ids: Tokens | Sequence[Tokens], *, all: bool = False) -> Any:
-        """As `Session.append` does; but a call that is interrupted may have read, and forgotten, some tokens."""
+    def _append(self, ids: Any, all: bool, outcome: Outcome) -> Any:
+        """Piece by piece: a call that is interrupted may have read, and forgotten, some tokens."""
         tokens = self._check(ids)
         assert isinstance(tokens, np.ndarray)
         parts, done = [], 0
         while done < tokens.shape[1]:
             self._make_room(1)
             piece = tokens[:, done : done + len(self._ids) - self.length]
-            parts.append(super().append(piece, all=all))
+            parts.append(super()._append(piece, all, outcome))
             done += piece.shape[1]
             self._ids[self.length - piece.shape[1] : self.length] = piece[0]
         if not all:
@@ -131,7 +131,7 @@ class StreamingSession(Session):
             length = self.length
             self._lengths[...] = 0
             try:
-                self._read(slice(0, 1), self._ids[None, : self.sinks], None, False)
+                self._read(slice(0, 1), self._ids[None, : self.sinks], None, False, self._logits)
             finally:
                 self._lengths[...] = length
         self._read_shift = self._shift
@@ -140,5 +140,5 @@ class StreamingSession(Session):
         """All that is held but the oldest block of the window, at the positions of a text that begins with it."""
         kept = np.delete(self._ids[: self.length], slice(self.sinks, self.sinks + self.block))
         self.truncate(0)
-        super().append(kept)
+        super()._append(kept, False, self._logits)
         self._ids[: len(kept)] = kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,20 +13,21 @@ from llmc.schedules.base import Config, Kernel
 from llmc.schedules.embedding.dense import EmbeddingDenseWorkload
 from llmc.schedules.gemm.dense import DenseLinearWorkload
 from llmc.targets.base import Target
-from llmc.targets.detect import machine
 from llmc.tune.database import Database, default_path
 from llmc.tune.logs import shipped
-from llmc.tune.record import Key, Record, best_of, parse_points
-from llmc.tune.task import Task
+from llmc.tune.record import Best, Key, Record, best_of, parse_points
+from llmc.tune.task import Predicted, Task
 
-Provenance = Literal["default", "shipped", "tuned"]
+Provenance = Literal["default", "shipped", "tuned", "predicted", "predicted+emulated"]
+_PREDICTED: dict[Predicted, Provenance | None] = {"": None, "ranked": "predicted", "emulated": "predicted+emulated"}
 
 
 @dataclass(frozen=True)
 class Choice:
     """A kernel's configuration, and where it comes from: the template, llmc's own logs, or this user's tuning.
 
-    `ratio`: its time relative to the default's, as measured where it comes from.
+    What nobody measured is "predicted", in either of the latter; "predicted+emulated" if its results were seen to be
+    right at least. `ratio`: its time relative to the default's, as measured, or predicted, where it comes from.
     """
 
     config: Config
@@ -38,8 +39,8 @@ def choose_configs(kernels: Iterable[Kernel], target: Target, database: Path | N
     """The best known configuration of every kernel.
 
     What `database` (None: the user's own) holds goes first, then what llmc ships for the target, then the template's
-    default. Of either, what was measured on a machine like this one decides alone, where there is any. Raises
-    DatabaseError and LogError.
+    default. Of either, what was measured on a machine like this one decides alone, where there is any. Predictions
+    decide where nobody measured the kernel at all. Raises DatabaseError and LogError.
     """
     kernels = list(kernels)
     path = database or default_path()
@@ -49,11 +50,12 @@ def choose_configs(kernels: Iterable[Kernel], target: Target, database: Path | N
     for kernel in kernels:
         allowed = partial(can_build, kernel)
         mine = stored.of_workload(kernel.template.name, kernel.workload.key()) if stored else []
-        choices[kernel] = (
-            _tuned(kernel, mine, target, allowed)
-            or _shipped(kernel, target, allowed)
-            or Choice(kernel.template.default(kernel.workload, target), "default")
-        )
+        known: list[tuple[list[Record], Provenance]] = [
+            (_usable(kernel, mine, target), "tuned"),
+            (_shipped(kernel, target), "shipped"),
+        ]
+        chosen = _chosen(kernel, target, known, allowed)
+        choices[kernel] = chosen or Choice(kernel.template.default(kernel.workload, target), "default")
     if stored:
         stored.close()
     return choices
@@ -79,25 +81,37 @@ def buildable(kernels: Iterable[Kernel], target: Target) -> Callable[[Kernel, Co
     return can_build
 
 
-def _tuned(kernel: Kernel, records: list[Record], target: Target, allowed: Callable[[Config], bool]) -> Choice | None:
-    """From records of this TVM and this version of the template, made here, by a device, or elsewhere and imported."""
+def _usable(kernel: Kernel, records: list[Record], target: Target) -> list[Record]:
+    """Records of this TVM and this version of the template, made here, by a device, or elsewhere and imported."""
     here = Key.of(Task(kernel, target, ()))
-    same = [r for r in records if set(r.key.differences(here)) <= {"points", "cpu", "cores"}]
-    return _best(same, allowed, "tuned")
+    return [r for r in records if set(r.key.differences(here)) <= {"points", "cpu", "cores"}]
 
 
-def _shipped(kernel: Kernel, target: Target, allowed: Callable[[Config], bool]) -> Choice | None:
-    """From llmc's logs: measured with the same code on some machine of the target's kind."""
+def _shipped(kernel: Kernel, target: Target) -> list[Record]:
+    """Of llmc's logs: made with the same code for some machine of the target's kind."""
     template, workload = kernel.template, kernel.workload.key()
     wanted = (template.name, template.version, workload)
-    same = [r for r in shipped(target) if (r.key.template, r.key.version, r.key.workload) == wanted]
-    return _best(same, allowed, "shipped")
+    return [r for r in shipped(target) if (r.key.template, r.key.version, r.key.workload) == wanted]
 
 
-def _best(records: list[Record], allowed: Callable[[Config], bool], provenance: Provenance) -> Choice | None:
-    """The best configuration under one key, those with more points first. What this CPU's records say is not outvoted
-    by others'; otherwise keys like this machine's go first."""
-    here = machine()
+def _chosen(
+    kernel: Kernel,
+    target: Target,
+    known: Sequence[tuple[list[Record], Provenance]],
+    allowed: Callable[[Config], bool],
+) -> Choice | None:
+    """The best of the first that have one: of what was measured, if anything was, else of what was predicted."""
+    measured = any(not record.key.predicted for records, _ in known for record in records)
+    here = Key.of(Task(kernel, target, ()), predicted=not measured)
+    for records, source in known:
+        if best := _best([r for r in records if r.key.predicted != measured], here, allowed):
+            return Choice(best.config, _PREDICTED[best.predicted] or source, best.cost)
+    return None
+
+
+def _best(records: list[Record], here: Key, allowed: Callable[[Config], bool]) -> Best | None:
+    """The best configuration under one key, those with more points first. What this machine's records say is not
+    outvoted by others'; otherwise keys like this machine's go first."""
     own = [record for record in records if record.key.cpu == here.cpu]
     groups: defaultdict[Key, list[Record]] = defaultdict(list)
     for record in own or records:
@@ -106,7 +120,7 @@ def _best(records: list[Record], allowed: Callable[[Config], bool], provenance: 
     def likeness(key: Key) -> tuple[bool, bool, int]:
         return key.cpu == here.cpu, key.cores == here.cores, len(parse_points(key.points))
 
-    for key in sorted(groups, key=likeness, reverse=True):
-        if best := best_of(groups[key], parse_points(key.points), allowed):
-            return Choice(best.config, provenance, best.cost)
-    return None
+    found = (
+        best_of(groups[key], parse_points(key.points), allowed) for key in sorted(groups, key=likeness, reverse=True)
+    )
+    return next(filter(None, found), None)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from llmc.errors import LlmcError, OptionError
 from llmc.schedules.base import Config
@@ -76,7 +76,10 @@ def build(task: Task, config: Config, careful: bool) -> Built | Measurement:
         return Measurement(config, status, {}, one_line(error), time.process_time() - start, careful)
 
 
-class _Pool(ABC):
+Made = TypeVar("Made")
+
+
+class _Pool(ABC, Generic[Made]):
     """Keeps `slots` builds under way on an executor."""
 
     def __init__(self, executor: Executor, slots: int) -> None:
@@ -84,10 +87,10 @@ class _Pool(ABC):
 
     def build(
         self, task: Task, configs: Iterable[Config], careful: bool
-    ) -> Iterator[tuple[Config, Built | Measurement]]:
+    ) -> Iterator[tuple[Config, Made | Measurement]]:
         """As `Builders` has it."""
         source = iter(configs)
-        running: dict[Future[Built | Measurement], Config] = {}
+        running: dict[Future[Made | Measurement], Config] = {}
 
         def fill() -> None:
             while len(running) < self._slots and (config := next(source, None)) is not None:
@@ -105,19 +108,23 @@ class _Pool(ABC):
                 future.cancel()
 
     @abstractmethod
-    def _submit(self, task: Task, config: Config, careful: bool) -> Future[Built | Measurement]:
+    def _submit(self, task: Task, config: Config, careful: bool) -> Future[Made | Measurement]:
         """Start one build."""
 
-    def _result(self, future: Future[Built | Measurement]) -> Built | Measurement:
+    def _result(self, future: Future[Made | Measurement]) -> Made | Measurement:
         return future.result()
 
 
-class LocalBuilders(_Pool):
-    """Processes on this machine: as many as it has cores, unless told. Each build may take `limit_s` seconds."""
+class LocalPool(_Pool[Made]):
+    """Processes on this machine, as many as it has cores, unless told, that call `function` with a task, one of its
+    configurations, and whether to be careful. Each call may take `limit_s` seconds."""
 
-    def __init__(self, workers: int | None = None, limit_s: float = BUILD_S) -> None:
+    def __init__(
+        self, function: Callable[[Task, Config, bool], Made | Measurement], workers: int | None, limit_s: float
+    ) -> None:
         workers = workers or machine().cores
         super().__init__(ThreadPoolExecutor(workers, "llmc-build"), workers)
+        self._function = function
         self._limit_s, self._children = limit_s, [Child() for _ in range(workers)]
         self._idle: SimpleQueue[Child] = SimpleQueue()
         for child in self._children:
@@ -133,18 +140,25 @@ class LocalBuilders(_Pool):
             child.kill()
         self._executor.shutdown()
 
-    def _submit(self, task: Task, config: Config, careful: bool) -> Future[Built | Measurement]:
+    def _submit(self, task: Task, config: Config, careful: bool) -> Future[Made | Measurement]:
         return self._executor.submit(self._run, task, config, careful)
 
-    def _run(self, task: Task, config: Config, careful: bool) -> Built | Measurement:
+    def _run(self, task: Task, config: Config, careful: bool) -> Made | Measurement:
         child = self._idle.get()
         try:
-            return _build_in(child, task, config, careful, self._limit_s)
+            return _call_in(child, self._function, task, config, careful, self._limit_s)
         finally:
             self._idle.put(child)
 
 
-class ClusterBuilders(_Pool):
+class LocalBuilders(LocalPool[Built]):
+    """Builds in processes on this machine, as `LocalPool` has them."""
+
+    def __init__(self, workers: int | None = None, limit_s: float = BUILD_S) -> None:
+        super().__init__(build, workers, limit_s)
+
+
+class ClusterBuilders(_Pool[Built]):
     """The workers of the dask cluster whose scheduler is at `address`, such as tcp://HOST:8786. A worker that is lost
     is dask's concern: it gives the build to another.
 
@@ -209,11 +223,18 @@ def _build_here(task: Task, config: Config, careful: bool, limit_s: float) -> Bu
     """One build on a dask worker."""
     if not hasattr(_own, "child"):
         _own.child = Child()
-    return _build_in(_own.child, task, config, careful, limit_s)
+    return _call_in(_own.child, build, task, config, careful, limit_s)
 
 
-def _build_in(child: Child, task: Task, config: Config, careful: bool, limit_s: float) -> Built | Measurement:
+def _call_in(
+    child: Child,
+    function: Callable[[Task, Config, bool], Made | Measurement],
+    task: Task,
+    config: Config,
+    careful: bool,
+    limit_s: float,
+) -> Made | Measurement:
     try:
-        return child.call(limit_s, build, task, config, careful)
+        return child.call(limit_s, function, task, config, careful)
     except Lost as lost:
         return Measurement(config, lost.status, {}, f"{lost} while building", verified=careful)

@@ -2,7 +2,8 @@
 
 Gradient-boosted trees (Chen and Guestrin, "XGBoost", 2016) over the vectors of `features`, in two layers: a prior,
 trained on everything that was ever measured, and a correction, trained on what the current task's own measurements
-leave over. Each layer has several members, trained on resampled data: their disagreement is the model's uncertainty.
+leave over. What is known without measuring (`features.analytic`) lies below both. Each layer has several members,
+trained on resampled data: their disagreement is the model's uncertainty.
 
 The prior is either a regression of log2(time / default's time), or a ranking of configurations within a task and
 point ("rank:pairwise", as in Chen et al., "Learning to Optimize Tensor Programs", 2018), scaled to the same unit.
@@ -50,7 +51,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class CostModel:
-    """See the module. An empty model, `CostModel()`, takes every configuration to be as fast as the default."""
+    """See the module. An empty model, `CostModel()`, says what `features.analytic` says: for CPUs, that every
+    configuration is as fast as the default."""
 
     kind: Kind = "regression"
     prior: tuple[xgboost.Booster, ...] = ()
@@ -122,7 +124,7 @@ class CostModel:
     def _members(self, X: np.ndarray) -> np.ndarray:
         """log2 cost by member [members, n], without what a member says of the default itself."""
         both = np.concatenate([X, features.of_default(X)])
-        total = np.zeros((MEMBERS, len(X)))
+        total = np.tile(features.analytic(X), (MEMBERS, 1)).astype(float)
         scales = (self.scale, (1.0,) * len(self.correction))
         for boosters, scale in zip((self.prior, self.correction), scales, strict=True):
             for i, booster in enumerate(boosters):
@@ -208,6 +210,7 @@ def tau(predicted: np.ndarray, measured: np.ndarray) -> float:
 def _fit_prior(samples: Samples, kind: Kind, seed: int) -> tuple[xgboost.Booster, float]:
     """One member, and the factor that makes its scores log2 of times."""
     rng = np.random.default_rng(seed)
+    samples = replace(samples, y=samples.y - features.analytic(samples.X))
     counts = dict(zip(*np.unique(samples.group, return_counts=True), strict=True))
     balance = 1 / np.sqrt([counts[g] for g in samples.group])  # a much measured task shall not drown the others
     if kind == "regression":

@@ -1,4 +1,4 @@
-"""Everything that was ever measured on this machine: a SQLite file that is only ever added to."""
+"""Everything that was ever measured on this machine, or predicted: a SQLite file that is only ever added to."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from llmc.targets.base import Target
 from llmc.tune.record import Best, Key, Record, best_of
 from llmc.tune.task import Measurement, Task, Timing
 
-SCHEMA = 2
+SCHEMA = 3
 _BUSY_S = 30.0  # how long a writer waits for another
 _KEY = [f.name for f in fields(Key)]
-_VALUES = ["config", "status", "timings", "detail", "build_seconds", "verified", "seed", "time", "code"]
+_VALUES = ["config", "status", "timings", "detail", "build_seconds", "verified", "seed", "time", "code", "predicted"]
 _CREATE = f"""
 CREATE TABLE records (
     id INTEGER PRIMARY KEY,
@@ -30,8 +30,11 @@ CREATE TABLE records (
 CREATE INDEX by_workload ON records (template, workload);
 PRAGMA user_version = {SCHEMA};
 """
-_FROM_1 = f"""
-ALTER TABLE records ADD COLUMN code NOT NULL DEFAULT '{{}}';
+_FROM_1 = """
+ALTER TABLE records ADD COLUMN code NOT NULL DEFAULT '{}'
+"""
+_FROM_2 = f"""
+ALTER TABLE records ADD COLUMN predicted NOT NULL DEFAULT '';
 PRAGMA user_version = {SCHEMA};
 """
 
@@ -62,7 +65,8 @@ class Database:
             self._db.execute("PRAGMA synchronous = FULL")  # NORMAL may lose the last commits when the power fails
             self._db.execute("BEGIN IMMEDIATE")  # two processes may create the file at once
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            for statement in {0: _CREATE, 1: _FROM_1}.get(version, "").split(";"):
+            updates = {0: _CREATE, 1: f"{_FROM_1}; {_FROM_2}", 2: _FROM_2}
+            for statement in updates.get(version, "").split(";"):
                 self._db.execute(statement)
             self._db.execute("COMMIT")
         if version not in range(SCHEMA + 1):
@@ -98,8 +102,8 @@ class Database:
         self._db.close()
 
     def add(self, task: Task, measurement: Measurement, seed: int = 0) -> None:
-        """Store one measurement that this machine made; it is on the disk when this returns."""
-        self.insert([Record(Key.of(task), measurement)], seed)
+        """Store one measurement that this machine made, or predicted; it is on the disk when this returns."""
+        self.insert([Record(Key.of(task, bool(measurement.predicted)), measurement)], seed)
 
     def insert(self, records: Iterable[Record], seed: int = 0) -> int:
         """Store records from anywhere, all or none of them; returns how many."""
@@ -110,10 +114,11 @@ class Database:
             self._db.executemany(f"INSERT INTO records ({names}) VALUES ({marks})", rows)
         return len(rows)
 
-    def records(self, task: Task | None = None, target: Target | None = None) -> list[Record]:
-        """What was measured, oldest first: of one task (its exact key), of one target (by name), or all."""
+    def records(self, task: Task | None = None, target: Target | None = None, predicted: bool = False) -> list[Record]:
+        """What is known, oldest first: of one task (its exact key: what was measured, or what was `predicted`), of one
+        target (by name), or all."""
         if task is not None:
-            key = Key.of(task)
+            key = Key.of(task, predicted)
             return self._select(" AND ".join(f"{name} = ?" for name in _KEY), astuple(key))
         found = self._select("1", ())
         return found if target is None else [r for r in found if r.key.target_name == target.name]
@@ -185,12 +190,12 @@ def _row(record: Record, seed: int) -> tuple[object, ...]:
     timings = {point: [t.seconds, t.default_seconds, t.spread] for point, t in m.timings.items()}
     config = json.dumps(dict(m.config), sort_keys=True)
     values = (config, m.status, json.dumps(timings), m.detail, m.build_seconds, int(m.verified), seed, time.time())
-    return (*astuple(record.key), *values, json.dumps(dict(m.code)))
+    return (*astuple(record.key), *values, json.dumps(dict(m.code)), m.predicted)
 
 
 def _record(row: tuple) -> Record:
     key = Key(*row[: len(_KEY)])
-    config, status, timings, detail, build_seconds, verified, _, _, code = row[len(_KEY) :]
+    config, status, timings, detail, build_seconds, verified, _, _, code, predicted = row[len(_KEY) :]
     times = {point: Timing(*values) for point, values in json.loads(timings).items()}
-    loaded = json.loads(config), status, times, detail, build_seconds, bool(verified), json.loads(code)
+    loaded = json.loads(config), status, times, detail, build_seconds, bool(verified), json.loads(code), predicted
     return Record(key, Measurement(*loaded))

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmc.errors import OptionError
+from llmc.gpu.toolchain import find_toolchain
 from llmc.targets.base import Target
-from llmc.targets.detect import machine
+from llmc.targets.cuda import CudaTarget, runs
+from llmc.targets.detect import compute_capability, machine
 from llmc.tune.database import Database, default_path
 
 
@@ -40,12 +42,13 @@ class Elsewhere:
 @dataclass(frozen=True)
 class Tuning:
     """How kernels are to be tuned: what `stage.tune_kernels` needs besides them. `elsewhere` is where candidates run;
-    None: here."""
+    None: here. With `predicted` none runs: an analytic model of the target ranks them."""
 
     effort: Effort
     seed: int
     database: Path
     elsewhere: Elsewhere | None = None
+    predicted: bool = False
 
 
 def resolve_tuning(
@@ -59,9 +62,11 @@ def resolve_tuning(
 ) -> Tuning | None:
     """What a user asks for; None for "none". `seconds` and `trials` (a task) replace those of the effort.
 
+    Kernels for GPUs are predicted where there is none to measure on.
+
     Everything that would stop the search is found here, before minutes of other work. Raises OptionError for an
-    unknown effort, for limits without one, and for a target whose code this machine cannot run, unless candidates run
-    `elsewhere`; DatabaseError.
+    unknown effort, for limits without one, for a target whose code this machine cannot run, unless candidates run
+    `elsewhere`, and where NVIDIA's compiler is missing; DatabaseError.
     """
     if effort not in EFFORTS:
         raise OptionError(f"no tuning effort '{effort}'", hint=f"known: {', '.join(EFFORTS)}")
@@ -69,12 +74,8 @@ def resolve_tuning(
         if seconds is not None or trials is not None:
             raise OptionError("a time budget or trials without tuning", hint="add --tune quick or --tune full")
         return None
-    if target.kind == "cuda":
-        raise OptionError(
-            "kernels for GPUs are not tuned yet: nothing here measures them",
-            where=f"target {target.name}",
-            hint="leave --tune out: they get their templates' defaults",
-        )
+    if isinstance(target, CudaTarget):
+        find_toolchain()
     if elsewhere is None and (missing := machine().missing(target)):
         raise OptionError(
             f"this machine cannot tune for it: it lacks {', '.join(missing)}",
@@ -86,4 +87,6 @@ def resolve_tuning(
     Database(path).close()
     limits = EFFORTS[effort]
     limits = replace(limits, seconds=seconds or limits.seconds, trials=trials or limits.trials)
-    return Tuning(limits, seed, path, elsewhere)
+    here = not isinstance(target, CudaTarget) or runs(target, compute_capability())
+    predicted = elsewhere is None and not here
+    return Tuning(limits, seed, path, elsewhere, predicted)

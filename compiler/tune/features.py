@@ -6,6 +6,8 @@ this configuration at this point (`CODE`), as the functions of `features_gemm`, 
 label, the time relative to the default, mostly follows from. Counts say what happens at the point, not what the knobs
 are: a knob without effect there leaves no trace, and kernels of different templates share one vocabulary.
 
+Of GPUs these counts include a predicted time, from which the cost model starts (`analytic`).
+
 A candidate that is built shows more: `BUILT` is counted in its machine code (`machine_code`), and is appended, again
 with the same counts relative to the default's, where such candidates are compared (`CostModel.compare_code`).
 
@@ -24,6 +26,7 @@ import numpy as np
 
 from llmc.schedules.base import Config
 from llmc.targets.base import Target
+from llmc.tune import features_gpu
 from llmc.tune.features_attention import attention, kv_append
 from llmc.tune.features_conv import conv, window
 from llmc.tune.features_gemm import dense, lowbit
@@ -39,6 +42,7 @@ _DESCRIBE: dict[str, Describe] = {
     "table": lowbit,
     "outliers": lowbit,
     "bf16": bf16,
+    "f16": bf16,
     "dense": dense,
     "attention": attention,
     "kv_append": kv_append,
@@ -48,6 +52,15 @@ _DESCRIBE: dict[str, Describe] = {
     "recurrent": recurrent,
     "norm": norm,
     "embedding_dense": embedding,
+    "lowbit_mma": features_gpu.mma,
+    "int8_mma": features_gpu.mma,
+    "bf16_mma": features_gpu.mma,
+    "f16_mma": features_gpu.mma,
+    "dense_cuda": features_gpu.tiled,
+    "lowbit_cuda": features_gpu.tiled,
+    "table_cuda": features_gpu.tiled,
+    "attention_cuda": features_gpu.attention,
+    "norm_cuda": features_gpu.norm,
 }
 
 TASK: dict[str, str] = {
@@ -103,6 +116,16 @@ CODE: dict[str, str] = {
     "tile_dots": "instructions of one call that multiply AMX tiles",
     "tile_loads": "tiles loaded and stored, one of those instructions",
     "tile_bytes": "bytes that tiles load and store, over those that one call must move",
+    "block_rows": "of a GPU: rows of a block of threads, or keys",
+    "block_columns": "columns of a block",
+    "block_threads": "threads of a block",
+    "thread_registers": "registers that a thread needs, as estimated",
+    "block_shared": "bytes of shared memory of a block, as estimated",
+    "occupancy": "share of a multiprocessor's warps that such blocks let run",
+    "waves": "blocks, over those that the GPU runs at once",
+    "in_flight": "bytes that a multiprocessor has asked for and waits for, at most",
+    "mma": "instructions of tensor cores in one call: hmma, imma",
+    "predicted": "microseconds that a roofline of these estimates predicts",
 }
 
 # Of machine code. All but `code` leave out what is in no loop; "hot" is the innermost loop with the most multiplies.
@@ -122,9 +145,18 @@ BUILT: dict[str, str] = {
     "hot_instructions": "instructions in the hot loop, a multiply",
     "hot_loads": "instructions in the hot loop that read memory, a multiply",
     "hot_spills": "`spills` in the hot loop, a multiply",
+    "gpu_registers": "of a GPU: registers of a thread, of the kernel that takes most of a call",
+    "gpu_spills": "bytes that did not fit into them",
+    "gpu_shared": "bytes of shared memory of a block",
+    "gpu_occupancy": "share of a multiprocessor's warps that run",
+    "hmma": "instructions of tensor cores on floats",
+    "imma": "instructions of tensor cores on integers",
+    "predicted_us": "microseconds of all points together, as `llmc.gpu.predict` predicts them",
 }
 
+_BITS = {"integer_conv": 8, "bf16": 16, "f16": 16, "bf16_mma": 16, "f16_mma": 16}  # of weights without codes
 _LEAST = 2.0**-10  # stands for zero
+_ANALYTIC = len(TASK) + len(CODE) + list(CODE).index("predicted")
 
 
 def names(built: bool = False) -> tuple[str, ...]:
@@ -177,6 +209,16 @@ def of_default(X: np.ndarray) -> np.ndarray:
     return default
 
 
+def analytic(X: np.ndarray) -> np.ndarray:
+    """log2 of the time relative to the default's, as estimated without any measurement; 0 where nothing is said [n]."""
+    return np.nan_to_num(X[:, _ANALYTIC], nan=0.0)
+
+
+def is_analytic(X: np.ndarray) -> bool:
+    """Do these vectors hold such an estimate?"""
+    return not bool(np.isnan(X[:, _ANALYTIC]).all())
+
+
 def _log(x: np.ndarray) -> np.ndarray:
     return np.log2(np.maximum(x, _LEAST))
 
@@ -200,7 +242,7 @@ def task_vector(task: Task, point: Point, threads: int | None = None, foreign: b
         "n": fields.get("N", fields.get("C", heads * head_dim)),
         "k": getattr(w, "K", fields.get("E", head_dim)),
         "keys": sizes.get("C", math.nan),
-        "bits": fields.get("bits", {"integer_conv": 8, "bf16": 16}.get(template.name, 32)),
+        "bits": fields.get("bits", _BITS.get(template.name, 32)),
         "group_size": fields.get("group_size", math.nan),
         "heads": heads / fields.get("n_kv_heads", 1) if heads else math.nan,
         "halves": 2 if fields.get("activation") == "silu_mul" else 1,

@@ -18,6 +18,17 @@ class KeySummary:
     best: Best | None
 
 
+def preferred(summaries: Iterable[KeySummary]) -> list[KeySummary]:
+    """Without predictions of kernels that were measured, wherever that was."""
+    summaries = list(summaries)
+
+    def kernel(key: Key) -> tuple[str, int, str, str]:
+        return key.template, key.version, key.workload, key.target_name
+
+    measured = {kernel(s.key) for s in summaries if not s.key.predicted}
+    return [s for s in summaries if not (s.key.predicted and kernel(s.key) in measured)]
+
+
 def overview(records: Iterable[Record]) -> list[KeySummary]:
     """A summary of every key, in the order of keys."""
     by_key: defaultdict[Key, list[Record]] = defaultdict(list)

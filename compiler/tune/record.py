@@ -1,4 +1,4 @@
-"""A measurement with everything that decides whether it applies elsewhere, and its one-line text form."""
+"""A measurement or prediction with everything that decides whether it applies elsewhere, and its one-line text form."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from llmc.schedules.base import Config
-from llmc.targets.detect import machine
-from llmc.tune.task import Measurement, Point, Status, Task, Timing
+from llmc.targets.base import Target
+from llmc.targets.detect import gpu, machine
+from llmc.tune.task import Measurement, Point, Predicted, Status, Task, Timing
 from llmc.tvm_shim import TVM_VERSION
 
+# Stands in the place of a machine where nothing was measured. The number counts up whenever `llmc.gpu.predict` says
+# something else of the same kernels: predictions compare only with those of the same model.
+_PREDICTED = "predicted"
+PREDICTOR = f"{_PREDICTED} by model 1"
+_TIMES, _MARKED = ("us", "predicted_us"), ("not marked as predicted", "marked as predicted")
 _DIGITS = 4  # significant ones, of times and counts: more would be noise
 
 
@@ -20,7 +26,8 @@ _DIGITS = 4  # significant ones, of times and counts: more would be noise
 class Key:
     """What must agree before one measurement says anything about another compilation.
 
-    `target` is the target's name with its mcpu and mattr, `cpu` and `cores` the machine on which it was measured.
+    `target` is the target's name with its mcpu and mattr, `cpu` and `cores` the machine on which it was measured: a
+    CPU, or a GPU and its multiprocessors, or the model that predicted it.
     `points` is the text form of the task's points and their weights.
     """
 
@@ -34,9 +41,9 @@ class Key:
     tvm: str
 
     @staticmethod
-    def of(task: Task) -> Key:
-        """The key of what this machine measures for `task`."""
-        template, target, here = task.kernel.template, task.target, machine()
+    def of(task: Task, predicted: bool = False) -> Key:
+        """The key of what this machine measures for `task`, or predicts."""
+        template, target = task.kernel.template, task.target
         mattr = "".join(f",{m}" for m in target.mattr)
         return Key(
             template.name,
@@ -44,10 +51,13 @@ class Key:
             task.kernel.workload.key(),
             points_text(task.points),
             f"{target.name}({target.mcpu}{mattr})",
-            here.cpu,
-            here.cores,
+            *((PREDICTOR, 0) if predicted else _here(target)),
             TVM_VERSION,
         )
+
+    @property
+    def predicted(self) -> bool:
+        return self.cpu.startswith(_PREDICTED)
 
     @property
     def target_name(self) -> str:
@@ -60,10 +70,15 @@ class Key:
 
 @dataclass(frozen=True)
 class Record:
-    """One measurement under its key."""
+    """One measurement under its key. Raises ValueError if one of them is a prediction and the other is not."""
 
     key: Key
     measurement: Measurement
+
+    def __post_init__(self) -> None:
+        if self.key.predicted != bool(self.measurement.predicted):
+            marked = _MARKED[bool(self.measurement.predicted)]
+            raise ValueError(f"it is {marked}, and its machine is '{self.key.cpu}'")
 
     def to_json(self) -> str:
         """One line, the same for equal records: short keys, times rounded."""
@@ -80,7 +95,7 @@ class Record:
             "s": m.status,
         }
         if m.timings:
-            data["us"] = {
+            data[_TIMES[bool(m.predicted)]] = {
                 point: [_round(t.seconds * 1e6), _round(t.default_seconds * 1e6), _round(t.spread)]
                 for point, t in sorted(m.timings.items())
             }
@@ -90,6 +105,8 @@ class Record:
             data["why"] = m.detail
         if m.verified:
             data["v"] = 1
+        if m.predicted:
+            data["predicted"] = m.predicted
         return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
     @staticmethod
@@ -100,9 +117,14 @@ class Record:
             template, _, version = data["k"].rpartition(".")
             workload, points, target, cpu, tvm = (_typed(data[name], str) for name in ("w", "p", "t", "cpu", "tvm"))
             key = Key(template, int(version), workload, points, target, cpu, _typed(data["cores"], int), tvm)
+            predicted = data.get("predicted", "")
+            if predicted not in get_args(Predicted):
+                raise ValueError(f"the mark {predicted!r} is unknown")
+            if _TIMES[not predicted] in data:
+                raise ValueError(f"its times are '{_TIMES[not predicted]}', and it is {_MARKED[bool(predicted)]}")
             timings = {
                 point: Timing(float(ours) / 1e6, float(theirs) / 1e6, float(spread))
-                for point, (ours, theirs, spread) in data.get("us", {}).items()
+                for point, (ours, theirs, spread) in data.get(_TIMES[bool(predicted)], {}).items()
             }
             if data["s"] not in get_args(Status):
                 raise ValueError(f"status {data['s']!r} is unknown")
@@ -112,12 +134,21 @@ class Record:
             config = {name: _typed(value, (int, str)) for name, value in data["c"].items()}
             detail = _typed(data.get("why", ""), str)
             code = {name: _typed(value, (int, float)) for name, value in data.get("b", {}).items()}
-            measurement = Measurement(config, data["s"], timings, detail, 0.0, bool(data.get("v", 0)), code)
+            verified = bool(data.get("v", 0))
+            measurement = Measurement(config, data["s"], timings, detail, 0.0, verified, code, predicted)
+            return Record(key, measurement)
         except KeyError as error:
             raise ValueError(f"{error} is missing") from None
         except (TypeError, AttributeError) as error:
             raise ValueError(f"a field is of the wrong type: {error}") from None
-        return Record(key, measurement)
+
+
+def _here(target: Target) -> tuple[str, int]:
+    """What this machine measures kernels for `target` on, and how many cores or multiprocessors that has."""
+    if target.kind == "cuda":
+        return gpu() or ("no GPU", 0)
+    here = machine()
+    return here.cpu, here.cores
 
 
 def points_text(points: Sequence[Point]) -> str:
@@ -137,11 +168,13 @@ def parse_points(text: str) -> tuple[Point, ...]:
 
 @dataclass(frozen=True)
 class Best:
-    """A configuration that beats the default, its cost (below 1) and the relative half-width of that."""
+    """A configuration that beats the default, its cost (below 1) and the relative half-width of that; `predicted` as in
+    `Measurement`."""
 
     config: Config
     cost: float
     noise: float
+    predicted: Predicted = ""
 
 
 def best_of(
@@ -165,7 +198,7 @@ def best_of(
         cost = sum(m.cost(points) for m in verified) / len(verified)
         noise = sum(m.noise(points) for m in verified) / len(verified)
         if all(m.is_faster(points) for m in verified):
-            found.append(Best(verified[0].config, cost, noise))
+            found.append(Best(verified[0].config, cost, noise, verified[-1].predicted))
     return min(found, key=lambda b: b.cost * (1 + b.noise), default=None)
 
 

@@ -72,6 +72,8 @@ class Search:
         self._starts = [dict(c) for c in starts if c in self.space]
         self._vectors: dict[Key, tuple[np.ndarray, ...]] = {}
         self._whole = self._enumerate()
+        vectors = (features.matrix(task, point, [self.default], threads) for point in task.points)
+        self._analytic = any(features.is_analytic(X) for X in vectors)
         self._evolved: list[dict[str, int | str]] | None = None
         self._hopeless = 0
         self._hoped = self._gained = _TRUSTED  # log2, of all batches
@@ -86,7 +88,7 @@ class Search:
         for start in self._starts:
             if len(chosen) < count and key(start) not in self._known:
                 self._choose(start, chosen)
-        blind = not self.model.prior and not self.model.correction
+        blind = not self.model.prior and not self.model.correction and not self._analytic
         guesses = round(count * _RANDOM + self._random.random() * 0.5)
         if pool:
             ranked = self._neighbours(pool) if blind else self._ranked(pool)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmc.schedules.base import Config, Kernel
+from llmc.targets import cuda, x86
 from llmc.targets.base import Target
-from llmc.targets.x86 import TARGETS
 from llmc.tune import Choice, Provenance, buildable
 from llmc.tune.cost_model import CostModel, Samples
 from llmc.tune.database import Database
@@ -17,12 +17,13 @@ from llmc.tune.effort import Tuning
 from llmc.tune.known import history_of
 from llmc.tune.logs import shipped
 from llmc.tune.measure import Measurer
-from llmc.tune.record import Key, Record
+from llmc.tune.record import PREDICTOR, Key, Record
 from llmc.tune.task import Measurement, Task
 from llmc.tune.tasks import tasks_of
 from llmc.tune.tuner import TaskResult, TuneEvent, tune
 
 if TYPE_CHECKING:
+    from llmc.tune.predicted import Predictor
     from llmc.tune.remote import RemoteMeasurer
 
 
@@ -78,14 +79,19 @@ def tune_tasks(
             time_budget_s=tuning.effort.seconds,
             seed=tuning.seed,
             batch=tuning.effort.batch,
-            history=known(database, target),
+            history=known(database, target, tuning.predicted),
             allowed=lambda task, config: can_build(task.kernel, config),
             progress=progress,
         )
 
 
-def _measurer(target: Target, tuning: Tuning) -> Measurer | RemoteMeasurer:
+def _measurer(target: Target, tuning: Tuning) -> Measurer | RemoteMeasurer | Predictor:
     elsewhere = tuning.elsewhere
+    if tuning.predicted:
+        from llmc.tune.predicted import Predictor
+
+        assert isinstance(target, cuda.CudaTarget)
+        return Predictor(target)
     if elsewhere is None:
         return Measurer(target, seed=tuning.seed)
 
@@ -105,11 +111,14 @@ class _Device:
         self.database.insert([Record(replace(Key.of(task), cpu=f"rpc:{self.key}", cores=0), measurement)])
 
 
-def known(database: Database, target: Target) -> list[tuple[Task, Measurement]]:
-    """All that the database and llmc's own logs say, of every target; `target` as it is described here."""
-    targets = TARGETS | {target.name: target}
+def known(database: Database, target: Target, predicted: bool = False) -> list[tuple[Task, Measurement]]:
+    """All that the database and llmc's own logs say, of every target of this one's kind; `target` as it is described
+    here. What was `predicted`, or what was measured: neither teaches anything about the other."""
+    kind: Mapping[str, Target] = cuda.TARGETS if target.kind == "cuda" else x86.TARGETS
+    targets = {**kind, target.name: target}
     records = [*database.records(), *(record for t in targets.values() for record in shipped(t))]
-    return history_of(records, targets.values())
+    same = [r for r in records if (r.key.cpu == PREDICTOR if predicted else not r.key.predicted)]
+    return history_of(same, targets.values())
 
 
 def learn(database: Database, target: Target, seed: int = 0) -> CostModel:

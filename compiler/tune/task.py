@@ -9,7 +9,10 @@ from typing import Literal
 from llmc.schedules.base import Config, Kernel
 from llmc.targets.base import Target
 
-Status = Literal["ok", "build", "wrong", "unstable", "crash", "timeout", "memory"]
+Status = Literal["ok", "build", "gate", "wrong", "unstable", "crash", "timeout", "memory"]
+# How far a prediction was examined: compiled, its gates passed, ranked by a model of the machine; or its results seen
+# to be right, too, where kernels are emulated.
+Predicted = Literal["", "ranked", "emulated"]
 
 LEAST_GAIN = 0.01  # a kernel is kept only if it is faster by this, beyond the noise
 SLOWER = 0.03  # no point may be slower than the default by more
@@ -49,7 +52,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call at one point: the candidate, and the default configuration timed in turns with it.
+    """Seconds a call at one point: the candidate, and the default configuration timed in turns with it. Those of a
+    prediction are an analytic model's.
 
     `spread` is the relative half-width of the candidate-to-default ratio's interval.
     """
@@ -71,6 +75,9 @@ class Measurement:
     `verified`: measured with care, as every winner is before it is kept: the kernel as models use it, right at the
     template's corner sizes with three sets of inputs, and timed for longer. Only such records are ever chosen.
 
+    `predicted`: empty for what was measured. Otherwise nobody ran it: `timings` are what an analytic model says, and a
+    verified one is emulated, where that is possible, on a small workload of its configuration.
+
     `code`: what its machine code shows, as `features.BUILT` explains; empty where unknown.
     """
 
@@ -81,6 +88,7 @@ class Measurement:
     build_seconds: float = 0.0  # of CPU time
     verified: bool = False
     code: Mapping[str, float] = field(default_factory=dict)
+    predicted: Predicted = ""
 
     def cost(self, points: tuple[Point, ...]) -> float:
         """Weighted geometric mean of the ratios to the default: what the search minimises. Infinite if not ok."""

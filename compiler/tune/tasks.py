@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from llmc.errors import OptionError
+from llmc.schedules.attention.workloads import AttentionWorkload
 from llmc.schedules.base import Kernel
 from llmc.schedules.conv.workloads import ConvWorkload, WindowWorkload
 from llmc.schedules.recurrent.workload import RecurrentWorkload
+from llmc.schedules.sampling.sample import SampleWorkload
 from llmc.targets.base import Target
 from llmc.tune.task import Point, Task
 
 EARLY_CONTEXT, DECODE_CONTEXT, SHORT, PREFILL = 192, 512, 32, 128  # tokens
 _STEPS = ((1, 1), (32, 1), (32, 8))  # of a recurrent layer, and sequences side by side
 _PIXELS = (28, 28)  # of an image where the model leaves them open
+# Templates that are compared at long prompts: for few rows their kernels are others.
+_LONG = (
+    *("lowbit", "table", "outliers", "dense", "lowbit_mma", "int8_mma", "bf16_mma", "f16_mma"),
+    *("lowbit_cuda", "table_cuda", "dense_cuda"),
+)
 _BLOCK = 64  # keys side by side in the packed cache
 
 
@@ -43,14 +50,18 @@ def points_of(kernel: Kernel, decoder: bool = True) -> tuple[Point, ...]:
         return (Point(tuple(kernel.workload.sizes(1, *_PIXELS).items())),)
     if isinstance(kernel.workload, RecurrentWorkload):
         return tuple(Point((("steps", steps), ("B", B)), 1 / len(_STEPS)) for steps, B in _STEPS)
+    if isinstance(kernel.workload, SampleWorkload):
+        return (Point((("R", 1),)),)
     symbols = _symbols(kernel)
     decode, prompt = (_attention(symbols, *sizes) for sizes in ((1, DECODE_CONTEXT - 1), (PREFILL, 0)))
-    if kernel.template.name == "attention":  # few keys are better shared out among threads in another way than many
+    if isinstance(
+        kernel.workload, AttentionWorkload
+    ):  # few keys are better shared out among threads in another way than many
         early = _attention(symbols, 1, EARLY_CONTEXT - 1)
         return Point(early, first / 2), Point(decode, first / 2), Point(prompt, 1 - first)
     if "S" in symbols:
         return Point(decode, first), Point(_attention(symbols, SHORT, 0), many), Point(prompt, many)
-    linear = kernel.template.name in ("lowbit", "table", "outliers", "dense")
+    linear = kernel.template.name in _LONG
     rows = (PREFILL, 4 * PREFILL) if linear else (SHORT, PREFILL)
     return Point((("M", 1),), first), *(Point((("M", M),), many) for M in rows)
 
@@ -65,6 +76,12 @@ def points_at(kernel: Kernel, rows: Sequence[int]) -> tuple[Point, ...]:
             f"{kernel.template.name} has no rows to choose", where="--rows", hint="leave --rows out for this workload"
         )
     return tuple(Point((("M", M),)) for M in dict.fromkeys(rows))
+
+
+def decode_and_prompt(kernel: Kernel, keys: int, tokens: int) -> list[dict[str, int]]:
+    """Sizes of a kernel of attention, for one token behind so many keys, and for a prompt."""
+    symbols = _symbols(kernel)
+    return [dict(_attention(symbols, *sizes)) for sizes in ((1, keys - 1), (tokens, 0))]
 
 
 def _symbols(kernel: Kernel) -> set[int | str]:

@@ -43,7 +43,8 @@ class Keeps(Protocol):
 @dataclass(frozen=True)
 class TuneEvent:
     """After every measurement: where the run stands. `best` is the task's cost relative to the default, before it is
-    verified; `seconds_left` of the time budget, None without one; `failures` of all tasks by status."""
+    verified; `seconds_left` of the time budget, None without one; `failures` of all tasks by status. With `predicted`
+    nothing is measured: costs are those of a model."""
 
     phase: Literal["search", "verify"]
     task: Task
@@ -53,6 +54,7 @@ class TuneEvent:
     best: float
     seconds_left: float | None
     failures: Mapping[str, int]
+    predicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,8 @@ class _Run:
         best = min([lane.search.best_cost, *(upper_cost(lane.task, m) for m in new)])
         left = None if self.budget is None else max(self._left(1), 0.0)
         rate = self.count / max(elapsed, 1e-9)
-        self.progress(TuneEvent(phase, lane.task, self.count, self.total, rate, best, left, dict(self.failures)))
+        failures, predicted = dict(self.failures), any(m.predicted for m in new)
+        self.progress(TuneEvent(phase, lane.task, self.count, self.total, rate, best, left, failures, predicted))
 
 
 class _Lane:

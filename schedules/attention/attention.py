@@ -80,8 +80,8 @@ class Attention(Template):
         return reference.attention(workload, inputs)
 
     def tolerance(self, workload: AttentionWorkload) -> float:
-        """In bfloat16, four roundings of 2**-8: of query, key, weight and value."""
-        return 2.0**-6 if workload.bf16 else super().tolerance(workload)
+        """Four roundings, of query, key, weight and value: of 2**-8 in bfloat16, of 2**-11 in float16."""
+        return 2.0**-6 if workload.bf16 else 2.0**-9 if workload.f16 else super().tolerance(workload)
 
     def work(self, workload: AttentionWorkload, dims: Mapping[str, int]) -> Work:
         """dims: B, S, CB, C, T (with biases); every sequence is taken to be C keys long, without C all blocks.

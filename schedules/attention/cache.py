@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from llmc.schedules.attention import e4m3
 from llmc.schedules.attention.kv_format import FORMATS
 from llmc.schedules.attention.layout import BLOCK, span, vectors
 from llmc.tvm_shim import T
@@ -160,7 +161,7 @@ class RoundedCache(Cache):
         x = T.Cast(_vector("int32", n), codes)
         if self.format.per_byte == 2:
             x = T.shift_right(x, self.simd.i32(4, n)) if half else T.bitwise_and(x, self.simd.i32(15, n))
-        x = T.Cast(_vector("float32", n), x)
+        x = e4m3.widened(x, n) if self.format.floats else T.Cast(_vector("float32", n), x)
         return x * plane[0] if self.format.symmetric else self.simd.fma(x, plane[0], plane[1], n)
 
     def fetch(self, codes: Any, place: list[Any], byte: Any) -> None:

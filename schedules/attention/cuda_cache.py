@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+from llmc.schedules.attention import e4m3
 from llmc.schedules.attention.call import Operands
 from llmc.schedules.attention.kv_format import FORMATS
 from llmc.schedules.attention.layout import BLOCK, span
@@ -159,7 +160,7 @@ class RoundedCache(DeviceCache):
 
     def _widened(self, code: Any, planes: list[Any]) -> Any:
         """What a code stands for, by its scale, and its low where the format has one."""
-        x = T.Cast("float32", code) * planes[0]
+        x = (e4m3.widened(code) if self.format.floats else T.Cast("float32", code)) * planes[0]
         return x if self.format.symmetric else x + planes[1]
 
 

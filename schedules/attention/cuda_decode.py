@@ -18,14 +18,15 @@ from llmc.schedules.attention.call import Operands
 from llmc.schedules.attention.cuda_cache import Few, device_cache, zeros
 from llmc.schedules.attention.cuda_masks import BlockRun, Row, factor
 from llmc.schedules.attention.flash import FLOOR, MASKED
-from llmc.schedules.attention.layout import BLOCK
+from llmc.schedules.attention.layout import BLOCK, span
 from llmc.schedules.attention.workloads import AttentionWorkload
-from llmc.targets.threads import WARP, Cell, barrier, launch, shared, shuffled, strided, warp_barrier
+from llmc.targets.threads import WARP, BlockReduction, Cell, barrier, launch, shared, shuffled, strided, warp_barrier
 from llmc.tvm_shim import T
 
 MAX_QUERIES = 4  # up to so many queries a call decodes
 _QUAD = 4  # keys of a lane
 _SIDE = BLOCK // _QUAD  # lanes that share a block's keys
+_MERGING = 128  # threads of a block that merges
 _SUMS = 64  # variables of a lane for sums of values
 _STATIC_FLOATS = 10 << 10  # of shared memory, with room to the 48 KiB that a block has without asking
 
@@ -48,9 +49,9 @@ def decode(call: Operands, wanted: Any, chunk: int, warps: int) -> None:
         with T.If(begin.v < blocks.count.v), T.Then():
             part = _Part(call, thread, b, kv, row0, height, warps)
             part.run(blocks, begin.v, T.min(begin.v + chunk, blocks.count.v), split, acc, top, total)
-    with launch(_merging(D), T.Select(wanted, rows, T.int64(0)), w.n_kv_heads, B) as (thread, r, kv, b):
+    with launch(_MERGING, T.Select(wanted, rows, T.int64(0)), w.n_kv_heads, B) as (thread, r, kv, b):
         used = T.floordiv(BlockRun(call, b, T.int64(0), call.rows - 1).count.v + (chunk - 1), T.int32(chunk))
-        _merge(call, thread, b, kv, r, Cell(used, "int32").v, acc, top, total)
+        _merge(call, thread, b, kv, r, T.Cast("int64", Cell(used, "int32").v), acc, top, total)
 
 
 def _height(w: AttentionWorkload, warps: int) -> int:
@@ -58,11 +59,6 @@ def _height(w: AttentionWorkload, warps: int) -> int:
     of_row = w.head_dim * (1 + warps) + BLOCK * warps + 2 * warps  # floats of shared memory
     most = min(8, _SUMS // _Share(w.head_dim).sums or 1, _STATIC_FLOATS // of_row or 1)
     return -(-w.group // -(-w.group // most))
-
-
-def _merging(head_dim: int) -> int:
-    """Threads of a block that merges."""
-    return min(-(-head_dim // WARP) * WARP, 128)
 
 
 class _Share:
@@ -233,18 +229,38 @@ class _Part:
 
 
 def _merge(call: Operands, thread: Any, b: Any, kv: Any, r: Any, used: Any, acc: Any, top: Any, total: Any) -> None:
-    """out row := sum of the parts, each rescaled to the largest maximum, over the sum of their weights."""
-    w, D = call.w, call.w.head_dim
-    largest, sum_ = Cell(T.float32(FLOOR)), Cell(T.float32(0))
+    """out row := sum of the parts, each rescaled to the largest maximum, over the sum of their weights.
+
+    Parts are shared out as a warp shares the values of keys; where there are many of them, they are read side by side.
+    """
+    w, D, share = call.w, call.w.head_dim, _Share(call.w.head_dim)
+    block = BlockReduction(thread, _MERGING)
     place = [b, kv, r]
-    with T.serial(0, used) as i:
-        largest.v = T.max(largest.v, top[(*place, T.Cast("int64", i))])
-    with T.serial(0, used) as i:
-        sum_.v = sum_.v + T.exp2(top[(*place, T.Cast("int64", i))] - largest.v) * total[(*place, T.Cast("int64", i))]
+    mine, sum_ = Cell(T.float32(FLOOR)), Cell(T.float32(0))
+    with strided(used, thread, _MERGING) as i:
+        mine.v = T.max(mine.v, top[(*place, i)])
+    largest = block.max(mine.v)
+    with strided(used, thread, _MERGING) as i:
+        sum_.v = sum_.v + T.exp2(top[(*place, i)] - largest.v) * total[(*place, i)]
+    sum_ = block.sum(sum_.v)
+    groups = _MERGING // share.across
+    group, at = (T.bind(f(thread, T.int64(share.across))) for f in (T.floordiv, T.floormod))
+    sums = shared((groups, D))
+    for piece in range(share.each):
+        column = T.bind((at + piece * share.across) * share.width)
+        with T.If(column < T.int64(D)), T.Then():
+            found = zeros(share.width)
+            with strided(used, group, groups) as i:
+                weight, part = Cell(T.exp2(top[(*place, i)] - largest.v)), Few(share.width)
+                part.fill(acc[(*place, i, span(column, share.width))])
+                for j in range(share.width):
+                    found.put(j, found[j] + weight.v * part[j])
+            T.buffer_store(sums, found.buffer[span(0, share.width)], [group, span(column, share.width)])
+    barrier()
     norm = Cell(T.Select(sum_.v > T.float32(0), T.float32(1) / sum_.v, T.float32(0)))
-    with strided(D, thread, _merging(D)) as d:
-        x = Cell(T.float32(0))
-        with T.serial(0, used) as i:
-            x.v = x.v + T.exp2(top[(*place, T.Cast("int64", i))] - largest.v) * acc[(*place, T.Cast("int64", i), d)]
+    with strided(D, thread, _MERGING) as d:
+        x = Cell(sums[0, d])
+        for i in range(1, groups):
+            x.v = x.v + sums[i, d]
         column = (kv * w.group + T.floormod(r, T.int64(w.group))) * D + d
         T.buffer_store(call.buffers["out"], x.v * norm.v, [b, T.floordiv(r, T.int64(w.group)), column])

@@ -1,5 +1,5 @@
-"""Many queries on a GPU: a block of threads takes 64 stacked rows of a key head over all blocks of keys that one of
-them sees (Dao, "FlashAttention-2", 2023).
+"""Many queries on a GPU: a block of threads takes 64 stacked rows, or 32, of a key head over all blocks of keys that
+one of them sees (Dao, "FlashAttention-2", 2023).
 
 Keys and values of a float32 cache are copied into shared memory ahead of their use, asynchronously: the next keys while
 this block's values are multiplied, the next values while its keys are. Those of a rounded cache are widened on the way,
@@ -24,10 +24,10 @@ from llmc.targets.mma import commit_copies, copy_async, wait_copies
 from llmc.targets.threads import Cell, barrier, launch, shuffled, strided
 from llmc.tvm_shim import T
 
-ROWS = 64  # of a block of threads
 THREADS = 128
 QUAD = 4  # floats that are loaded at once
 _SIDE = BLOCK // QUAD
+_MANY = 128  # dimensions of a head beyond which sums leave few registers for loads
 
 
 class Prefill(ABC):
@@ -42,10 +42,12 @@ class Prefill(ABC):
 
     def __init__(self, call: Operands, thread: Any, tile: Any, kv: Any, b: Any) -> None:
         self.call, self.w, self.D = call, call.w, call.w.head_dim
-        self.thread, self.b, self.kv, self.row0 = thread, b, kv, T.bind(tile * ROWS)
-        self.last_row = T.bind(T.min(self.row0 + (ROWS - 1), call.rows - 1))
+        self.thread, self.b, self.kv, self.row0 = thread, b, kv, T.bind(tile * self.height_of(call.w))
+        self.last_row = T.bind(T.min(self.row0 + (self.height_of(call.w) - 1), call.rows - 1))
         self.places, size = self.layout(call.w)
         self.staged = self.copies(call.w)
+        self.unroll = 4 if self.D > _MANY else None
+        self.one_place = "keys" in self.places and self.places["keys"] == self.places["values"]
         self.memory = T.alloc_buffer((size,), "float32", scope="shared.dyn")
         self.cache, self.ahead = device_cache(call, b, kv), device_cache(call, b, kv)
         self.blocks = BlockRun(call, b, self.row0, self.last_row)
@@ -57,14 +59,20 @@ class Prefill(ABC):
 
     # -- what subclasses say --------------------------------------------------------------------------------------
     @classmethod
+    def height_of(cls, w: AttentionWorkload) -> int:
+        """Rows of a block of threads."""
+        return 64
+
+    @classmethod
     @abstractmethod
     def layout(cls, w: AttentionWorkload) -> tuple[dict[str, int], int]:
         """(where each part of shared memory begins, size of all), in floats; copies are "keys" and "values"."""
 
     @classmethod
     def copies(cls, w: AttentionWorkload) -> bool:
-        """Is the cache copied ahead?"""
-        return w.kv_cache == "float32" and "keys" in cls.layout(w)[0]
+        """Is the cache copied ahead? That takes places for keys and for values."""
+        places = cls.layout(w)[0]
+        return w.kv_cache == "float32" and "keys" in places and places["keys"] != places["values"]
 
     @classmethod
     def shared_bytes(cls, w: AttentionWorkload) -> int:
@@ -133,19 +141,26 @@ class Prefill(ABC):
         self._turn(self._take_values, lambda: self.values(found), lambda: self._copy_values(after))
 
     def _turn(self, take: Callable[[], None], use: Callable[[], None], copy: Callable[[], None]) -> None:
-        """Use a block's keys, or its values, and begin to copy the next ones as soon as there is place for them."""
+        """Use a block's keys, or its values, and begin to copy the next ones as soon as there is place for them.
+
+        A thread takes what it copied itself, and puts it where all are done reading: the other of keys and values had
+        its barrier since. One is enough there.
+        """
         if self.staged:
             wait_copies(1)  # of keys and values one is on its way
-        barrier()
-        if not (self.staged and self.keeps_copies):
-            take()
-            barrier()
-            if self.staged:
-                copy()
-        use()
         if self.staged and self.keeps_copies:
             barrier()
+            use()
+            barrier()
             copy()
+            return
+        if self.one_place:
+            barrier()  # all are done with the other one
+        take()
+        barrier()
+        if self.staged:
+            copy()
+        use()
 
     def _copy_keys(self, block: Any) -> None:
         assert isinstance(self.ahead, PlainCache)
@@ -173,7 +188,7 @@ class Prefill(ABC):
         for dims in [range(self.D)] if self.staged else self.cache.groups():
             if not self.staged:
                 self.cache.open_keys(dims, column, QUAD)
-            with strided(len(dims), T.floordiv(self.thread, T.int64(_SIDE)), each) as i:
+            with strided(len(dims), T.floordiv(self.thread, T.int64(_SIDE)), each, self.unroll) as i:
                 d = T.bind(dims.start + i)
                 self.put_keys(
                     d,
@@ -184,7 +199,7 @@ class Prefill(ABC):
     def _take_values(self) -> None:
         pieces = self.D // QUAD
         count = T.bind(T.Cast("int64", self.limit.v - self.cache.key0))
-        with strided(BLOCK * pieces, self.thread, THREADS) as at:
+        with strided(BLOCK * pieces, self.thread, THREADS, self.unroll) as at:
             k, column = T.bind(T.floordiv(at, T.int64(pieces))), T.bind(T.floormod(at, T.int64(pieces)) * QUAD)
             if self.staged:
                 self.put_value(k, column, self._staged("values", at * QUAD))
@@ -239,7 +254,8 @@ def _mask(row: Row, scores: list[tuple[Any, Cell]]) -> None:
 
 def prefill(call: Operands, wanted: Any, tiles_of: type[Prefill]) -> None:
     """Emit the launch, of nothing unless `wanted`. Late rows, which see more keys under a causal mask, go first."""
-    tiles = T.floordiv(call.rows + (ROWS - 1), T.int64(ROWS))
+    height = tiles_of.height_of(call.w)
+    tiles = T.floordiv(call.rows + (height - 1), T.int64(height))
     count = T.Select(wanted, tiles, T.int64(0))
     with launch(THREADS, count, call.w.n_kv_heads, call.symbols["B"]) as (thread, tile, kv, b):
         tiles_of(call, thread, T.bind(tiles - 1 - tile), kv, b).run()

@@ -1,7 +1,7 @@
 """Prefill on a GPU in float32: `Prefill` with both products in fused multiply-adds, from tiles in shared memory.
 
-16 threads that stand side by side make 8 rows; each of them makes four keys' scores, and then every sixteenth piece of
-four dimensions. What they tell each other of weights stays among them.
+16 threads that stand side by side make 8 rows, or 4; each of them makes four keys' scores, and then every sixteenth
+piece of four dimensions. What they tell each other of weights stays among them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from llmc.schedules.attention.cuda_cache import Few, zeros
 from llmc.schedules.attention.cuda_masks import factor
-from llmc.schedules.attention.cuda_prefill import QUAD, ROWS, THREADS, Prefill
+from llmc.schedules.attention.cuda_prefill import QUAD, THREADS, Prefill
 from llmc.schedules.attention.layout import BLOCK
 from llmc.schedules.attention.workloads import AttentionWorkload
 from llmc.targets.base import Target
@@ -20,9 +20,9 @@ from llmc.targets.threads import Cell, strided, warp_barrier
 from llmc.tvm_shim import T
 
 _SIDE = BLOCK // QUAD  # threads that share rows
-_HEIGHT = ROWS * _SIDE // THREADS  # rows of a thread
 _PAD = 4  # floats behind a row: rows of neighbours begin in other banks
-MOST_DIM = 128  # of a head: its sums fit into registers
+MOST_DIM = 256  # of a head: its sums fit into registers
+_MOST_STAGED = 128  # of which keys and values have places of their own, and there are 64 rows
 
 
 def serves(w: AttentionWorkload, target: Target) -> bool:
@@ -39,23 +39,29 @@ class FmaPrefill(Prefill):
         super().__init__(*arguments)
         self.pieces = self.D // QUAD
         self.each = -(-self.pieces // _SIDE)
-        self.sums = [[zeros(QUAD) for _ in range(self.each)] for _ in range(_HEIGHT)]
+        self.sums = [[zeros(QUAD) for _ in range(self.each)] for _ in self.rows]
+
+    @classmethod
+    def height_of(cls, w: AttentionWorkload) -> int:
+        return 64 if w.head_dim <= _MOST_STAGED else 32
 
     @classmethod
     def layout(cls, w: AttentionWorkload) -> tuple[dict[str, int], int]:
         sizes = {
-            "queries": ROWS * (w.head_dim + _PAD),
-            "weights": ROWS * (BLOCK + _PAD),
+            "queries": cls.height_of(w) * (w.head_dim + _PAD),
+            "weights": cls.height_of(w) * (BLOCK + _PAD),
             "keys": w.head_dim * BLOCK,
-            "values": BLOCK * w.head_dim,
         }
+        if own := w.head_dim <= _MOST_STAGED:
+            sizes["values"] = BLOCK * w.head_dim
         starts = {name: sum(list(sizes.values())[:i]) for i, name in enumerate(sizes)}
-        return starts, sum(sizes.values())
+        return starts if own else starts | {"values": starts["keys"]}, sum(sizes.values())
 
     def own_rows(self) -> list[Any]:
         self.side = T.bind(T.floormod(self.thread, T.int64(_SIDE)))
-        self.first = T.bind(T.floordiv(self.thread, T.int64(_SIDE)) * _HEIGHT)
-        return [self.first + m for m in range(_HEIGHT)]
+        own = self.height_of(self.w) * _SIDE // THREADS
+        self.first = T.bind(T.floordiv(self.thread, T.int64(_SIDE)) * own)
+        return [self.first + m for m in range(own)]
 
     @property
     def reach(self) -> list[int]:
@@ -64,7 +70,7 @@ class FmaPrefill(Prefill):
     def open(self) -> None:
         """All threads come to a barrier before they read what is written here."""
         q, w = self.call.buffers["q"], self.w
-        with strided(ROWS * self.pieces, self.thread, THREADS) as at:
+        with strided(self.height_of(self.w) * self.pieces, self.thread, THREADS) as at:
             i, column = T.bind(T.floordiv(at, T.int64(self.pieces))), T.floormod(at, T.int64(self.pieces)) * QUAD
             r = T.bind(T.min(self.row0 + i, self.call.rows - 1))
             head = T.bind(self.kv * w.group + T.floormod(r, T.int64(w.group)))
@@ -86,15 +92,15 @@ class FmaPrefill(Prefill):
         T.buffer_store(self.memory, value.buffer[T.ramp(0, 1, QUAD)], [at])
 
     def scores(self) -> list[tuple[int, Any, Cell]]:
-        sums = [zeros(QUAD) for _ in range(_HEIGHT)]
+        sums = [zeros(QUAD) for _ in self.rows]
         with T.serial(0, self.pieces) as piece:
             d = T.bind(T.Cast("int64", piece) * QUAD)
             keys = [self._staged("keys", (d + i) * BLOCK + self.side * QUAD) for i in range(QUAD)]
             self._multiply(sums, lambda m: self._query(self.first + m, d), keys)
-        return [(m, self.side * QUAD + j, Cell(sums[m][j])) for m in range(_HEIGHT) for j in range(QUAD)]
+        return [(m, self.side * QUAD + j, Cell(sums[m][j])) for m in range(len(self.rows)) for j in range(QUAD)]
 
     def values(self, weights: list[tuple[int, Any, Cell]]) -> None:
-        for m in range(_HEIGHT):
+        for m in range(len(self.rows)):
             row = Few(QUAD)
             for j, weight in enumerate(weight for i, _, weight in weights if i == m):
                 row.put(j, weight.v)

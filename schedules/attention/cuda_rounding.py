@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from llmc.schedules.attention import e4m3
 from llmc.schedules.attention.kv_format import FORMATS
 from llmc.schedules.attention.layout import BLOCK
 from llmc.schedules.attention.workloads import KVAppendWorkload
@@ -82,10 +83,12 @@ class DeviceRounding:
             inverse = Cell(T.Select(scale.v > T.float32(0), T.float32(1) / scale.v, T.float32(0)))
             for d, x in zip(own, xs, strict=True):
                 with T.If(d < dims.stop), T.Then():
-                    code = T.nearbyint((x.v - low.v) * inverse.v)
-                    code = T.min(T.max(code, T.float32(f.lowest)), T.float32(f.highest))
+                    scaled = (x.v - low.v) * inverse.v
+                    scaled = scaled if f.floats else T.nearbyint(scaled)
+                    code = T.min(T.max(scaled, T.float32(f.lowest)), T.float32(f.highest))
+                    code = e4m3.rounded(Cell(code).v) if f.floats else T.Cast("int32", code)
                     name, at = byte(d)
-                    self._put(name, Cell(T.Cast("int32", code), "int32").v, [*place, *at], half)
+                    self._put(name, Cell(code, "int32").v, [*place, *at], half)
 
     def _plane(self, x: Any, index: list[Any]) -> Any:
         """Put a scale or a low into the planes; returns what they hold of it."""

@@ -67,7 +67,7 @@ def _row(call: Operands, thread: Any, b: Any, kv: Any, r: Any) -> None:
                 d = thread + i * BLOCK
                 with T.If(d < D), T.Then():
                     cell.v = cell.v + p[k] * cache.read_value(k, d, 1)[0]
-        barrier()  # before the next block's scores take the place of these
+        # The next block's scores take the place of these behind the barrier in its maximum.
     total.v = T.Select(total.v > T.float32(0), T.float32(1) / total.v, T.float32(0))
     for i, cell in enumerate(sums):
         d = thread + i * BLOCK

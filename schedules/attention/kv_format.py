@@ -24,14 +24,16 @@ from typing import Literal, get_args
 import numpy as np
 
 from llmc.errors import OptionError
+from llmc.schedules.attention import e4m3
 from llmc.schedules.attention.layout import BLOCK
 
-KVCache = Literal["float32", "int8", "int4"]
+KVCache = Literal["float32", "int8", "fp8", "int4"]
 
 
 @dataclass(frozen=True)
 class KVFormat:
-    """A rounded cache. `group` dimensions of a head share a scale, 0: all of them; `planes` is the scales' dtype."""
+    """A rounded cache. `group` dimensions of a head share a scale, 0: all of them; `planes` is the scales' dtype; with
+    `floats` codes are numbers of `e4m3`, otherwise integers."""
 
     name: KVCache
     bits: int
@@ -39,6 +41,7 @@ class KVFormat:
     symmetric: bool
     planes: str
     description: str
+    floats: bool = False
 
     @property
     def dtype(self) -> str:
@@ -54,6 +57,9 @@ class KVFormat:
 
     @property
     def highest(self) -> int:
+        """The largest that a code stands for, before it is scaled."""
+        if self.floats:
+            return e4m3.LARGEST
         return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
 
     def groups(self, head_dim: int) -> list[range]:
@@ -83,6 +89,7 @@ FORMATS: dict[str, KVFormat] = {
     f.name: f
     for f in (
         KVFormat("int8", 8, 0, True, "float32", "8 bits, symmetric, a scale for each token and head"),
+        KVFormat("fp8", 8, 0, True, "float32", "8 bits, E4M3, a scale for each token and head", floats=True),
         KVFormat("int4", 4, 32, False, "float16", "4 bits, a scale and a minimum for each token and 32 dimensions"),
     )
 }
@@ -126,14 +133,15 @@ def quantise(x: np.ndarray, format: KVFormat) -> tuple[np.ndarray, np.ndarray]:
         planes[..., scale_row] = reach / np.float32(format.highest)
         scale = planes[..., scale_row].astype(np.float32)
         inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-        rounded = np.rint((part - low[..., None]) * inverse[..., None])
-        codes[..., dims.start : dims.stop] = np.clip(rounded, format.lowest, format.highest)
+        scaled = (part - low[..., None]) * inverse[..., None]
+        scaled = np.clip(scaled if format.floats else np.rint(scaled), format.lowest, format.highest)
+        codes[..., dims.start : dims.stop] = e4m3.rounded_array(scaled) if format.floats else scaled
     return codes, planes
 
 
 def dequantise(codes: np.ndarray, planes: np.ndarray, format: KVFormat) -> np.ndarray:
     """float64 [..., D] of codes [..., D] and planes [..., rows / 2]."""
-    x = codes.astype(np.float64)
+    x = (e4m3.widened_array(codes) if format.floats else codes).astype(np.float64)
     for dims, scale_row, low_row in format.plane_rows(codes.shape[-1], values=False):
         part = x[..., dims.start : dims.stop]
         part *= planes[..., scale_row, None].astype(np.float64)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
 
+from llmc.schedules.attention import e4m3
 from llmc.schedules.attention.kv_format import FORMATS
 from llmc.schedules.attention.layout import BLOCK, span, vectors
 from llmc.schedules.attention.workloads import KVAppendWorkload
@@ -53,8 +54,10 @@ class Rounding:
             scale = self.plane(reach / T.float32(f.highest), [*at, scale_row, token])
             inverse = T.bind(T.Select(scale > T.float32(0), T.float32(1) / scale, T.float32(0)))
             for c, x in xs.items():
-                code = simd.round_even(x * simd.splat(inverse, n))
-                yield c, n, T.bind(T.min(T.max(code, simd.f32(f.lowest, n)), simd.f32(f.highest, n)))
+                scaled = x * simd.splat(inverse, n)
+                scaled = scaled if f.floats else simd.round_even(scaled)
+                code = T.bind(T.min(T.max(scaled, simd.f32(f.lowest, n)), simd.f32(f.highest, n)))
+                yield c, n, T.bind(T.Cast(code.dtype, e4m3.rounded(code, n))) if f.floats else code
 
     def largest(self, xs: Any) -> Any:
         """The largest lane of some vectors."""

@@ -21,6 +21,7 @@ _YOUNGER = {
     "documents": False,
     "tree": False,
     "bf16": False,
+    "f16": False,
 }
 
 
@@ -146,7 +147,8 @@ class AttentionWorkload(_OnCache):
     slopes[h] * (j - position) to the score of key j. A row that sees no key, or only keys whose score is below -1e30
     (a bias of -inf, or of the lowest float), gives zeros.
 
-    With `bf16` both products may round their operands to bfloat16: for models that round activations anyway.
+    With `bf16` both products may round their operands to bfloat16, with `f16` to float16: for models that round
+    activations anyway.
 
     With `tree` the S <= 64 new keys are nodes of a tree of drafts: row i sees all older keys, and of the new ones the
     j-th where bit j of tree[b, i] is set. Positions are those of a line, which the nodes of a tree are not: what
@@ -180,6 +182,7 @@ class AttentionWorkload(_OnCache):
     tree: bool = False
     paged: bool = False
     bf16: bool = False
+    f16: bool = False
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -188,6 +191,8 @@ class AttentionWorkload(_OnCache):
             raise KernelError("without a window all keys are seen, sinks or not", hint="give the window's size, too")
         if self.prefix and (self.window or not self.causal):
             raise KernelError("a prefix is what a causal mask without a window leaves visible")
+        if self.bf16 and self.f16:
+            raise KernelError("products round to bfloat16 or to float16, not to both")
         if self.tree and (self.window or self.prefix or self.alibi or self.documents or not self.causal):
             raise KernelError(
                 "a tree takes the place of the causal mask; window, prefix, alibi and documents go by positions",
@@ -198,6 +203,11 @@ class AttentionWorkload(_OnCache):
     def group(self) -> int:
         """Query heads that share one key head."""
         return self.n_heads // self.n_kv_heads
+
+    @property
+    def rounds(self) -> bool:
+        """May products round their operands to 16 bits?"""
+        return self.bf16 or self.f16
 
     @property
     def sharable(self) -> bool:

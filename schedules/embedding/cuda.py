@@ -17,7 +17,7 @@ _THREADS = 128
 
 
 class CudaEmbedding(EmbeddingDense):
-    """Template "embedding_cuda": a table [V, E] float32, as it is. No knobs."""
+    """Template "embedding_cuda": a table [V, E] float32 or float16, as it is. No knobs."""
 
     name = "embedding_cuda"
 
@@ -34,8 +34,8 @@ class CudaEmbedding(EmbeddingDense):
         V, E = workload.V, workload.E
 
         def table() -> Callable[[Any, Any], Any]:
-            values = T.arg("table", T.Buffer((V, E), "float32"))
-            return lambda row, e: values[row, e]
+            values = T.arg("table", T.Buffer((V, E), workload.dtype))
+            return lambda row, e: T.Cast("float32", values[row, e])
 
         return _lookup(V, E, table)
 

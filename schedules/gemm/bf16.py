@@ -86,11 +86,19 @@ class Bf16Linear(Template):
         self, weights: Mapping[str, Any], workload: Bf16LinearWorkload, config: Config, target: Target
     ) -> Arrays:
         layout = workload.layout(target.lanes)
-        packed = {"weight": pack_bf16(layout, weights["weight"])}
+        packed = {"weight": self.pack(layout, weights["weight"])}
         if workload.bias:
             bias = layout.arrange_rows(np.asarray(weights["bias"], np.float32).reshape(-1))
             packed["bias"] = bias.reshape(layout.blocks, layout.lanes)
         return packed
+
+    def pack(self, layout: Any, weight: np.ndarray) -> np.ndarray:
+        """The weight [N, K] as `layout` says."""
+        return pack_bf16(layout, weight)
+
+    def rounded(self, values: np.ndarray) -> np.ndarray:
+        """What is left of values in the type of the weights, as float32."""
+        return from_bf16(round_to_bf16(values))
 
     def layout(self, workload: Bf16LinearWorkload, config: Config, target: Target) -> str:
         return workload.layout(target.lanes).label
@@ -105,9 +113,9 @@ class Bf16Linear(Template):
         self, workload: Bf16LinearWorkload, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Any]
     ) -> Arrays:
         """Operands rounded as the kernel does it; all sums are float64."""
-        x, weight = inputs["x"], from_bf16(round_to_bf16(weights["weight"]))
-        if workload.activations == "bf16":
-            x = from_bf16(round_to_bf16(x))
+        x, weight = inputs["x"], self.rounded(weights["weight"])
+        if workload.activations != "a32":
+            x = self.rounded(x)
         y = x.astype(np.float64) @ weight.astype(np.float64).T
         if workload.bias:
             y += weights["bias"]

@@ -37,7 +37,7 @@ class Bf16Kernel(Float32Kernel):
             """k = 2i and, of two, k = 2i + 1."""
             for v, block in enumerate(blocks):
                 if ahead:
-                    self.simd.prefetch(self.weight[block, i, ahead // 2])
+                    self._ask(block, i, ahead)
                 for j, weight in enumerate(self._widened(block, i)[:count]):
                     for m, row in enumerate(acc[(chain + j) % chains]):
                         row[v].v = self.simd.fma(weight, self.value(x, m, 2 * i + j), row[v].v)
@@ -65,6 +65,10 @@ class Bf16Kernel(Float32Kernel):
                 for j, weight in enumerate(self._widened(block, i)):
                     T.buffer_store(scratch, weight, [2 * i + j, v, self.simd.span(0)])
         return scratch
+
+    def _ask(self, block: Any, i: Any, ahead: int) -> None:
+        """For what lies `ahead` bytes behind the i-th pair of k."""
+        self.simd.prefetch(self.weight[block, i, ahead // 2])
 
     def _widened(self, block: Any, i: Any) -> list[Any]:
         """The weights of k = 2i and 2i + 1, one a row of the block: a bfloat16 is the upper half of a float32."""

@@ -12,11 +12,15 @@ import numpy as np
 
 from llmc.schedules import epilogue
 from llmc.schedules.base import Arrays, Config, Kernel, Space, Workload
-from llmc.schedules.formats import QuantizedWeight
+from llmc.schedules.formats import E4M3, QuantizedWeight
 from llmc.schedules.gemm.bf16 import Bf16LinearWorkload
 from llmc.schedules.gemm.cuda_codes import Codes
+from llmc.schedules.gemm.cuda_f16 import MMA_F16
+from llmc.schedules.gemm.cuda_fp8 import MMA_FP8, MMA_FP8_F16
 from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload
 from llmc.schedules.gemm.dense import DenseLinear, DenseLinearWorkload
+from llmc.schedules.gemm.f16 import F16LinearWorkload
+from llmc.schedules.gemm.fp8 import Fp8LinearWorkload
 from llmc.schedules.gemm.lowbit import TABLE, LowBitLinear, LowBitLinearWorkload, TableLinearWorkload
 from llmc.targets.base import Target
 from llmc.targets.threads import Cell, Scalar, barrier, launch, shared
@@ -50,7 +54,7 @@ class CudaLinear(DenseLinear):
         self, weights: Mapping[str, Any], workload: DenseLinearWorkload, config: Config, target: Target
     ) -> Arrays:
         weight = weights["weight"]
-        rows = weight.dequantize() if isinstance(weight, QuantizedWeight) else np.ascontiguousarray(weight)
+        rows = weight.dequantize() if isinstance(weight, QuantizedWeight) else np.ascontiguousarray(weight, np.float32)
         return {"weight": rows, **_bias(weights, workload)}
 
     def layout(self, workload: DenseLinearWorkload, config: Config, target: Target) -> str:
@@ -151,8 +155,9 @@ class _Tiled:
 
     def _tile(self, thread: Any, first_row: Any, first_column: Any) -> None:
         K, BM, BN, BK = self.w.K, self.BM, self.BN, self.BK
-        # A column more than needed: threads that write one k of many rows meet different banks.
-        a, b = shared((BK, BM + 1)), shared((BK, BN + 1))
+        # Columns more than needed: the lanes of a warp, which write all k of 32 / BK rows, meet different banks.
+        gap = max(32 // BK, 1)
+        a, b = shared((BK, BM + gap)), shared((BK, BN + gap))
         rows, columns = (
             [T.bind(start + _SIDE * i) for i in range(size // _SIDE)] for start, size in self._places(thread)
         )
@@ -230,8 +235,8 @@ def linear(
     """The kernel that multiplies with `weight` [N, K].
 
     On tensor cores where x may be rounded, and their kernels take the shape: codes are multiplied with x in float16, or
-    in int8 with `activations` "a8", and "bf16" rounds both to bfloat16. All else is float32, as are weights some of
-    whose columns have no codes.
+    in int8 with `activations` "a8", and "bf16" and "f16" round both to these types. "fp8" rounds x to E4M3, or to
+    float16 on GPUs without such products. All else is float32, as are weights some of whose columns have no codes.
     """
     same: dict[str, Any] = {"bias": bias, "activation": activation, "residual": residual}
     rounded: list[Kernel] = []
@@ -240,6 +245,12 @@ def linear(
         if activations == "bf16":
             N, K = weight.shape
             rounded.append(Kernel(MMA_BF16, Bf16LinearWorkload(N, K, **same, activations="bf16")))
+        if activations == "f16":
+            rounded.append(Kernel(MMA_F16, F16LinearWorkload(*weight.shape, **same, activations="f16")))
+    elif weight.table == E4M3:
+        plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(weight.N, weight.K, **same))
+        for template, x in ((MMA_FP8, "fp8"), (MMA_FP8_F16, "f16")):
+            rounded.append(Kernel(template, Fp8LinearWorkload(weight.N, weight.K, **same, activations=x)))
     elif weight.outliers:
         plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(weight.N, weight.K, **same))
     elif weight.table:

@@ -18,6 +18,7 @@ from llmc.errors import KernelError
 from llmc.schedules.base import Arrays, Config, Space, Template, Workload
 from llmc.schedules.gemm.bf16 import Bf16Linear, Bf16LinearWorkload
 from llmc.schedules.gemm.bf16_packing import round_to_bf16
+from llmc.schedules.gemm.cuda_mma_decode import DecodeTile
 from llmc.schedules.gemm.cuda_mma_int8 import GROUPS, Int8Block
 from llmc.schedules.gemm.cuda_mma_kernel import MmaBlock, MmaKernel, plane_dtypes
 from llmc.schedules.gemm.cuda_mma_packing import FragmentLayout
@@ -42,7 +43,8 @@ class _MmaTemplate(Template):
 
     Knobs: more than 16 rows go to blocks of BM rows by BN columns, whose warps stand `down` over one another; fewer go
     to blocks of 32 columns, whose `along` warps share k. Weights are copied `stages` - 1 steps ahead, `few_stages` - 1
-    for few rows.
+    for few rows. k is shared by `few_split` blocks for few rows, by up to `split` for more, where multiprocessors were
+    idle without.
     """
 
     block: type[MmaBlock] = MmaBlock
@@ -58,12 +60,14 @@ class _MmaTemplate(Template):
     def space(self, workload: Any, target: Target) -> Space:
         knobs: dict[str, tuple[int | str, ...]] = {"BM": (32, 64, 128), "BN": (64, 128), "down": (1, 2, 4)}
         knobs |= {"stages": (2, 3, 4), "along": (1, 2, 4, 8), "few_stages": (2, 3, 4)}
-        return Space(knobs, lambda config: all(self._fits(tile, workload, target) for tile in _tiles(config)))
+        knobs |= {"split": (1, 2, 4, 8), "few_split": (1, 2, 3, 4, 6, 8, 12, 16)}
+        knobs |= {"warps": (2, 4, 8, 16), "ahead": (1, 2, 4, 8), "one_split": (1, 2, 3, 4, 6, 8, 12, 16)}
+        return Space(knobs, lambda config: self._valid(config, workload, target))
 
     def default(self, workload: Any, target: Target) -> dict[str, int | str]:
         """The deepest pipeline that shared memory holds; for few rows, the most warps that share k."""
         for config in _preferred():
-            if all(self._fits(tile, workload, target) for tile in _tiles(config)):
+            if self._valid(config, workload, target):
                 return config
         raise KernelError(f"{workload.key()} has no configuration", where=target.name)
 
@@ -77,12 +81,21 @@ class _MmaTemplate(Template):
         layout, kind = self.fragments(workload), self.kind(workload)
         return MmaKernel(workload, target, _tiles(config), layout, kind, self.block).build()
 
+    def _valid(self, config: Config, workload: Any, target: Target) -> bool:
+        assert isinstance(target, CudaTarget)
+        decode, few, many = _tiles(config)
+        layout, group = self.fragments(workload), getattr(workload, "group_size", workload.K)
+        even = few.splits_evenly(layout, workload.K)
+        room = target.block_shared_bytes // 2
+        even = even and decode.fits(layout, group if group < workload.K else None, room)
+        return even and all(self._fits(tile, workload, target) for tile in (few, many))
+
     def _fits(self, tile: BlockTile, w: Any, target: Target) -> bool:
         """Are its shapes whole, and are there registers and shared memory for a block?"""
         assert isinstance(target, CudaTarget)
+        layout, grouped = self.fragments(w), getattr(w, "group_size", w.K) < w.K
         if tile.rows % (16 * tile.down) or tile.threads > 512:
             return False
-        layout, grouped = self.fragments(w), getattr(w, "group_size", w.K) < w.K
         planes, spans = 0, 0
         if grouped:
             planes = sum(np.dtype(stored_dtype(dtype)).itemsize for dtype in plane_dtypes(w).values())
@@ -185,19 +198,21 @@ def _fragments(w: LowBitLinearWorkload, pack: int) -> FragmentLayout:
     return FragmentLayout(w.N, w.K, 4 if w.bits == 3 else w.bits, pack, w.halves)
 
 
-def _tiles(config: Config) -> tuple[BlockTile, BlockTile]:
-    """For up to 16 rows, and for more."""
-    BM, BN, down, stages, along, few_stages = (
-        int(config[knob]) for knob in ("BM", "BN", "down", "stages", "along", "few_stages")
-    )
-    return BlockTile(16, 1, 1, along, few_stages), BlockTile(BM, down, BN // 32, 1, stages)
+def _tiles(config: Config) -> tuple[DecodeTile, BlockTile, BlockTile]:
+    """For up to 8 rows, up to 16, and more."""
+    c = {knob: int(value) for knob, value in config.items()}
+    few = BlockTile(16, 1, 1, c["along"], c["few_stages"], c["few_split"])
+    decode = DecodeTile(c["warps"], c["ahead"], c["one_split"])
+    return decode, few, BlockTile(c["BM"], c["down"], c["BN"] // 32, 1, c["stages"], c["split"])
 
 
 def _preferred() -> Iterator[dict[str, int | str]]:
     # Blocks of 256 threads (BN = 128) would read x half as often, but ptxas then squeezes some of them into 128
     # registers, and spills.
     for along, few_stages, stages in product((4, 2, 1), (4, 3, 2), (4, 3, 2)):
-        yield {"BM": 64, "BN": 64, "down": 2, "stages": stages, "along": along, "few_stages": few_stages}
+        config = {"BM": 64, "BN": 64, "down": 2, "stages": stages, "along": along, "few_stages": few_stages}
+        for ahead in (4, 8, 2, 1):
+            yield {**config, "split": 4, "few_split": 1, "warps": 8, "ahead": ahead, "one_split": 1}
 
 
 def _bias(weights: Mapping[str, Any], workload: Any) -> Arrays:

@@ -14,18 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from llmc.schedules import epilogue
+from llmc.schedules.gemm.cuda_mma_codes import Codes, HalfCodes
+from llmc.schedules.gemm.cuda_mma_decode import DecodeBlock, DecodeTile
+from llmc.schedules.gemm.cuda_mma_end import Ending
 from llmc.schedules.gemm.cuda_mma_packing import TILE, FragmentLayout
-from llmc.schedules.gemm.cuda_mma_tile import CHUNKS, BlockTile, swizzled
+from llmc.schedules.gemm.cuda_mma_tile import CHUNKS, BlockTile, Split, swizzled
 from llmc.schedules.gemm.lowbit_kernel import widened
 from llmc.schedules.gemm.packing import stored_dtype
 from llmc.targets import mma
-from llmc.targets.base import Target
+from llmc.targets.cuda import CudaTarget
 from llmc.targets.threads import WARP, Cell, Scalar, barrier, launch, shared
 from llmc.tvm_shim import IRBuilder, T
 
 FEW = mma.ROWS  # rows that the first tile is for
-_HALF_1024 = 0x6400  # a float16 whose lowest bits count ones
+_RESIDENT = 2  # blocks of many rows that a multiprocessor holds at once
 
 
 class MmaKernel:
@@ -37,16 +39,20 @@ class MmaKernel:
     def __init__(
         self,
         workload: Any,
-        target: Target,
-        tiles: tuple[BlockTile, BlockTile],
+        target: CudaTarget,
+        tiles: tuple[DecodeTile, BlockTile, BlockTile],
         layout: FragmentLayout,
         kind: str,
         block: type[MmaBlock],
     ) -> None:
-        self.w, self.scalar, self.tiles, self.layout = workload, Scalar(target), tiles, layout
+        self.w, self.target, self.scalar = workload, target, Scalar(target)
+        self.tiles, self.layout = tiles, layout
         self.kind, self.block = kind, block
+        self.decode_kind = {"s8u8": "u8s8"}.get(kind, kind)  # the weight on the left
+        self.room = target.block_shared_bytes // 2  # of shared memory, for x of few rows
         self.plane_dtypes = plane_dtypes(workload)
         self.symmetric: bool = getattr(workload, "symmetric", True)
+        self.codes = block.codes(layout, getattr(workload, "zero", 0.0) if self.symmetric else None)
         size = getattr(workload, "group_size", workload.K)
         self.group = size if size < workload.K else None
         self.groups = -(-workload.K // size)
@@ -68,18 +74,48 @@ class MmaKernel:
             self.x = T.match_buffer(inputs["x"], (self.M, w.K), "float32")
             self.residual = T.match_buffer(inputs["residual"], (self.M, w.columns), "float32") if w.residual else None
             self.y = T.match_buffer(y, (self.M, w.columns), "float32")
-            few, many = self.tiles
-            with T.If(self.M <= FEW):
-                with T.Then():
-                    self._launch(few)
-                with T.Else():
-                    self._launch(many)
+            self._launch()
         return ib.get()
 
-    def _launch(self, tile: BlockTile) -> None:
+    def _launch(self) -> None:
+        decode, few, many = self.tiles
+        decoded = decode.rows(self.layout, self.room)  # rows of x
+        split_few, split_many = Split.even(few.steps(self.layout, self.w.K), few.split), self._split(many)
+        parts = T.Select(self.M <= FEW, T.int64(split_few.parts), T.Cast("int64", split_many.parts))
+        parts = T.bind(T.Select(self.M <= decoded, T.int64(decode.split), parts))
+        self.end = Ending(self, parts if decode.split * few.split * many.split > 1 else None)
+        with T.If(self.M <= decoded):
+            with T.Then():
+                with launch(decode.threads, self.layout.tiles, decode.split, T.min(self.M, T.int64(1))) as at:
+                    self.block.decode(self, decode, *at[:3]).emit()
+            with T.Else(), T.If(self.M <= FEW):
+                with T.Then():
+                    self._launch_tile(few, split_few)
+                with T.Else():
+                    self._launch_tile(many, split_many)
+        self.end.merge()
+
+    def rounded(self, low: Any, high: Any) -> Any:
+        """Two float32 in one register, as products take them."""
+        register = Cell(T.uint32(0), "uint32")
+        mma.pack(self.kind, register, low, high)
+        return register.v
+
+    def _split(self, tile: BlockTile) -> Split:
+        """As many parts as leave no multiprocessor idle: rows decide."""
+        steps = tile.steps(self.layout, self.w.K)
+        if tile.split == 1:
+            return Split(1, steps)
+        places = T.floordiv(self.M + (tile.rows - 1), T.int64(tile.rows)) * -(-self.layout.tiles // tile.across)
+        wanted = T.floordiv(T.int64(_RESIDENT * self.target.multiprocessors), T.max(places, T.int64(1)))
+        split = Split.even(steps, T.bind(T.max(T.min(wanted, T.int64(tile.split)), T.int64(1))))
+        return Split(T.bind(split.parts), T.bind(split.share))
+
+    def _launch_tile(self, tile: BlockTile, split: Split) -> None:
         columns = -(-self.layout.tiles // tile.across)
-        with launch(tile.threads, columns, T.floordiv(self.M + (tile.rows - 1), T.int64(tile.rows))) as at:
-            self.block(self, tile, *at).emit()
+        rows = T.floordiv(self.M + (tile.rows - 1), T.int64(tile.rows))
+        with launch(tile.threads, columns, rows, split.parts) as at:
+            self.block(self, tile, split, *at).emit()
 
 
 def plane_dtypes(workload: Any) -> dict[str, str]:
@@ -91,11 +127,21 @@ def plane_dtypes(workload: Any) -> dict[str, str]:
 class MmaBlock:
     """What one thread does of one block's tile, for products of 16-bit elements."""
 
-    ones = 0x3C003C00  # a register of B
-    sums_dtype = "float32"  # of a group
+    codes: type[Codes] = HalfCodes
+    decode: type[DecodeBlock] = DecodeBlock
 
-    def __init__(self, kernel: MmaKernel, tile: BlockTile, thread: Any, column_block: Any, row_block: Any) -> None:
+    def __init__(
+        self,
+        kernel: MmaKernel,
+        tile: BlockTile,
+        split: Split,
+        thread: Any,
+        column_block: Any,
+        row_block: Any,
+        part: Any,
+    ) -> None:
         self.k, self.tile, self.layout, self.pack = kernel, tile, kernel.layout, kernel.layout.pack
+        self.split, self.part = split, part
         self.thread, self.lane = thread, Cell(mma.lane_of(thread), "int64").v
         warp = T.bind(T.floordiv(thread, T.int64(WARP)))
         self.along = T.bind(T.floormod(warp, T.int64(tile.along)))
@@ -106,10 +152,17 @@ class MmaBlock:
         self.first_tile = T.bind(column_block * tile.across)
         self.first_row = T.bind(row_block * tile.rows)
         self.depth = self.layout.step * tile.along  # k of one step of the block
-        self.steps = -(-kernel.w.K // self.depth)
+        self.begin, self.steps = self._own_steps(tile.steps(kernel.layout, kernel.w.K))
         self.units = self.layout.step // self.layout.unit  # of one warp in one step
         self.spans = 1 if kernel.group is None else max(1, self.layout.step // kernel.group)
         self.products = self.layout.step // mma.depth(self.pack)  # along k, of one warp in one step
+
+    def _own_steps(self, all_: int) -> tuple[Any, Any]:
+        """The first one of this block, and how many."""
+        if isinstance(self.split.parts, int) and self.split.parts == 1:
+            return 0, all_
+        begin = T.bind(self.part * self.split.share)
+        return begin, Cell(T.min(T.int64(all_) - begin, T.Cast("int64", self.split.share)), "int64").v
 
     # The pipeline
 
@@ -128,20 +181,23 @@ class MmaBlock:
         self.sums = self._accumulators()
         self.row_sums = self._row_sums()
         for step in range(stages - 1):
-            if step < self.steps:
-                self._copy_weights(step, step)
+            if not isinstance(self.steps, int):
+                with T.If(step < self.steps), T.Then():
+                    self._copy_weights(self.begin + step, step)
+            elif step < self.steps:
+                self._copy_weights(self.begin + step, step)
             mma.commit_copies()
-        self._load_x(0)
+        self._load_x(self.begin)
         self._store_x(0)
         with T.serial(0, self.steps) as at:
             step = T.bind(T.Cast("int64", at))
             mma.wait_copies(stages - 2)
             barrier()
             with T.If(step + (stages - 1) < self.steps), T.Then():
-                self._copy_weights(step + (stages - 1), T.floormod(step + (stages - 1), T.int64(stages)))
+                self._copy_weights(self.begin + step + (stages - 1), T.floormod(step + (stages - 1), T.int64(stages)))
             mma.commit_copies()
             with T.If(step + 1 < self.steps), T.Then():
-                self._load_x(step + 1)
+                self._load_x(self.begin + step + 1)
             self._multiply(T.bind(T.floormod(step, T.int64(stages))), T.bind(T.floormod(step, T.int64(2))))
             with T.If(step + 1 < self.steps), T.Then():
                 self._store_x(T.floormod(step + 1, T.int64(2)))
@@ -226,10 +282,7 @@ class MmaBlock:
 
     def _rounded(self, at: int) -> Any:
         """Two held values in one register."""
-        if self.k.kind == "f16":
-            return T.reinterpret("uint32", T.Cast("float16x2", self.held[T.ramp(at, 1, 2)]))
-        low, high = (_bfloat16_bits(self.held[at + i]) for i in range(2))
-        return T.bitwise_or(T.shift_right(low, T.uint32(16)), T.bitwise_and(high, T.uint32(0xFFFF0000)))
+        return self.k.rounded(self.held[at], self.held[at + 1])
 
     # Products
 
@@ -239,7 +292,7 @@ class MmaBlock:
 
     def _row_sums(self) -> list[list[Cell]]:
         """[products of 16 rows][registers]: sums of x, where zero points want them."""
-        return [] if self.k.symmetric else [_registers(self.sums_dtype) for _ in range(self.tile.products)]
+        return [] if self.k.symmetric else [_registers(self.k.codes.sums_dtype) for _ in range(self.tile.products)]
 
     def _multiply(self, slot: Any, a_slot: Any) -> None:
         """One step of this warp."""
@@ -247,7 +300,7 @@ class MmaBlock:
         words = [T.alloc_buffer((4,), "uint32", scope="local") for _ in range(2)]  # of a product's two registers of B
         for span in range(self.spans):
             grouped = self.k.group is not None
-            sums = self._accumulators(self.sums_dtype) if grouped else self.sums
+            sums = self._accumulators(self.k.codes.sums_dtype) if grouped else self.sums
             row_sums = self._row_sums() if grouped else self.row_sums
             each = self.products // self.spans
             for product in range(span * each, (span + 1) * each):
@@ -258,11 +311,12 @@ class MmaBlock:
                         at = [slot, self.across, self.along * self.units + unit, T.ramp(self.lane * 4, 1, 4)]
                         T.buffer_store(words[unit % 2], self.b[tuple(at)], [T.ramp(0, 1, 4)])
                 for j in range(4):
-                    b = [Cell(self._decoded(words[unit % 2][j], i), "uint32").v for unit, i in places]
+                    (first, i0), (second, i1) = places
+                    b = self.k.codes.pair((words[first % 2][j], words[second % 2][j]), (i0, i1))
                     for m, registers in enumerate(a):
                         mma.multiply_add(self.k.kind, sums[m][j], [cell.v for cell in registers], b)
                 for total, registers in zip(row_sums, a, strict=False):
-                    ones = T.uint32(self.ones)
+                    ones = T.uint32(self.k.codes.ones)
                     mma.multiply_add(self.k.kind, total, [cell.v for cell in registers], [ones, ones])
             if grouped:
                 self._fold_span(sums, row_sums, slot, a_slot, span)
@@ -272,18 +326,6 @@ class MmaBlock:
             row = (self.down * self.tile.products + m) * mma.ROWS + T.floormod(self.lane, T.int64(mma.ROWS))
             chunk = self.along * CHUNKS + 2 * product + T.floordiv(self.lane, T.int64(mma.ROWS))
             mma.load_matrices(registers, self.a[slot, row, swizzled(chunk, self.lane) * 4])
-
-    def _decoded(self, word: Any, i: int) -> Any:
-        """Register i of a word: two codes less the zero point, as float16. The bits of a code are put where a float16
-        of 1024 counts ones, and 1024 is subtracted: both exact."""
-        width = self.layout.width
-        if width == 16:
-            return word
-        bits = T.shift_right(word, T.uint32(width * i)) if i else word
-        mask = (1 << width) - 1
-        bits = T.bitwise_or(T.bitwise_and(bits, T.uint32(mask * 0x10001)), T.uint32(_HALF_1024 * 0x10001))
-        offset = 1024 + (self.k.w.zero if self.k.symmetric else 0)
-        return T.reinterpret("uint32", T.reinterpret("float16x2", bits) - T.broadcast(T.float16(offset), 2))
 
     # Scales
 
@@ -340,50 +382,25 @@ class MmaBlock:
                     cell.v = cell.v + parts[other, place, i, self.lane]
 
     def _finish(self) -> None:
-        """Bias, activation, residual, store."""
-        w, made = self.k.w, 4 // self.k.w.halves
-        first = T.bind((self.first_tile + self.across) * (TILE // w.halves) + self.q * 2)
+        """The columns of y; where blocks share k, this one's part of their sums."""
+        k, parts = self.k, self.split.parts
+        tile = T.bind(self.first_tile + self.across)
         for m in range(self.tile.products):
             for h in range(2):
                 row = T.bind(self.first_row + (self.down * self.tile.products + m) * mma.ROWS + 8 * h + self.r)
-                with T.If(row < self.k.M), T.Then():
-                    for j in range(made):
-                        sums = [self.sums[m][j + half * made] for half in range(w.halves)]
-                        self._store(
-                            row, first + 8 * j, [[registers[2 * h + e] for registers in sums] for e in range(2)]
-                        )
-
-    def _store(self, row: Any, column: Any, sums: list[list[Cell]]) -> None:
-        """Two neighbouring columns: at once where rows begin at even places."""
-        columns = self.k.w.columns
-        if columns % 2:
-            for e in range(2):
-                with T.If(column + e < columns), T.Then():
-                    value = self._value(row, column + e, sums[e])
-                    T.buffer_store(self.k.y, value, [row, column + e])
-            return
-        with T.If(column < columns), T.Then():
-            pair = T.alloc_buffer((2,), "float32", scope="local")
-            for e in range(2):
-                T.buffer_store(pair, self._value(row, column + e, sums[e]), [e])
-            T.buffer_store(self.k.y, pair[T.ramp(0, 1, 2)], [row, T.ramp(column, 1, 2)])
-
-    def _value(self, row: Any, column: Any, sums: list[Cell]) -> Any:
-        w, bias = self.k.w, self.k.bias
-        values = [Cell(s.v if bias is None else s.v + bias[column + i * w.columns]).v for i, s in enumerate(sums)]
-        if w.activation == "silu_mul":
-            value = epilogue.silu_mul(self.k.scalar, *values)
-        else:
-            value = epilogue.apply(self.k.scalar, w.activation, values[0])
-        return value if self.k.residual is None else value + self.k.residual[row, column]
+                sums = [registers[2 * h : 2 * h + 2] for registers in self.sums[m]]
+                with T.If(row < k.M), T.Then():
+                    if isinstance(parts, int) and parts == 1:
+                        k.end.store_row(row, tile, self.q, sums)
+                    elif isinstance(parts, int):
+                        k.end.store_part(self.part, row, tile, self.q, sums)
+                    else:
+                        with T.If(parts == 1):
+                            with T.Then():
+                                k.end.store_row(row, tile, self.q, sums)
+                            with T.Else():
+                                k.end.store_part(self.part, row, tile, self.q, sums)
 
 
 def _registers(dtype: str) -> list[Cell]:
     return [Cell(T.Cast(dtype, T.int32(0)), dtype) for _ in range(mma.ACCUMULATORS)]
-
-
-def _bfloat16_bits(value: Any) -> Any:
-    """A float32 rounded to bfloat16, ties to even, in the upper half of its bits."""
-    bits = Cell(T.reinterpret("uint32", value), "uint32").v
-    odd = T.bitwise_and(T.shift_right(bits, T.uint32(16)), T.uint32(1))
-    return bits + (T.uint32(0x7FFF) + odd)

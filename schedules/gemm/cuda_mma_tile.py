@@ -8,6 +8,7 @@ from typing import Any
 from llmc.schedules.gemm.cuda_mma_packing import TILE, FragmentLayout
 from llmc.targets import mma
 from llmc.targets.threads import WARP
+from llmc.tvm_shim import T
 
 CHUNKS = 8  # of 16 bytes in the row of x that a warp takes in a step
 
@@ -22,13 +23,22 @@ def swizzled(chunk: Any, row: Any) -> Any:
 class BlockTile:
     """A block makes `rows` rows by 32 `across` columns: its warps stand `down` x `across` over the product, and where
     few rows leave the GPU idle, `along` of them over one place, each with its own part of k (split-K inside a block).
-    Weights are on their way `stages` - 1 steps ahead."""
+    Weights are on their way `stages` - 1 steps ahead. Up to `split` blocks share the k of one place."""
 
     rows: int
     down: int
     across: int
     along: int
     stages: int
+    split: int = 1
+
+    def steps(self, layout: FragmentLayout, K: int) -> int:
+        """Over all of k, of which a step of a block takes one of each warp that stands `along`."""
+        return -(-K // (layout.step * self.along))
+
+    def splits_evenly(self, layout: FragmentLayout, K: int) -> bool:
+        """Can so many blocks have steps?"""
+        return Split.even(self.steps(layout, K), self.split).parts == self.split
 
     @property
     def threads(self) -> int:
@@ -53,3 +63,19 @@ class BlockTile:
         weights = self.stages * self.across * self.along * (units * 512 + groups * TILE * plane_bytes)
         sums = (self.along - 1) * self.rows * TILE * self.across * 4
         return x + weights + sums
+
+
+@dataclass(frozen=True)
+class Split:
+    """How blocks share the k of one place: `parts` blocks of `share` steps each, the last one of fewer. Numbers, or
+    what the host computes."""
+
+    parts: Any
+    share: Any
+
+    @classmethod
+    def even(cls, steps: int, wanted: Any) -> Split:
+        """About `wanted` parts, none of them empty."""
+        share = (steps + wanted - 1) // wanted if isinstance(wanted, int) else T.floordiv(wanted + (steps - 1), wanted)
+        parts = (steps + share - 1) // share if isinstance(share, int) else T.floordiv(share + (steps - 1), share)
+        return cls(parts, share)

@@ -136,9 +136,9 @@ def test_a_round_of_few_tokens_is_one_call_for_each_number(model: Model, monkeyp
     session = model.session(4)
     step, shapes = session._step, []
 
-    def counted(function: Any, rows: slice, ids: np.ndarray, reading: Any) -> np.ndarray:
+    def counted(function: Any, rows: slice, ids: np.ndarray, reading: Any, outcome: Any) -> np.ndarray:
         shapes.append(ids.shape)
-        return step(function, rows, ids, reading)
+        return step(function, rows, ids, reading, outcome)
 
     monkeypatch.setattr(session, "_step", counted)
     session.append(tokens([1, 0, 1, 1]))

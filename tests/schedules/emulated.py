@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,8 @@ _memory = _Memory()
 
 @dataclass(frozen=True)
 class EmulatedKernel:
-    """A member of a template's family for a GPU, built for the emulator. `launched` names its kernels as they run."""
+    """A member of a template's family for a GPU, built for the emulator. `launched` names its kernels as they run;
+    `emulators` has them by name."""
 
     template: Template
     workload: Any
@@ -45,6 +46,7 @@ class EmulatedKernel:
     config: Config
     call: Any
     launched: list[str]
+    emulators: Mapping[str, Emulator]
 
     def run(self, inputs: Mapping[str, np.ndarray], packed: Arrays) -> Arrays:
         """The outputs, which start as NaN, and the inputs as they are afterwards.
@@ -66,20 +68,29 @@ class EmulatedKernel:
         return {name: t.numpy() for name, t in zip((*inputs, *packed, *outputs), tensors, strict=True)}
 
 
-def emulate(template: Template, workload: Any, target: CudaTarget, config: Config | None = None) -> EmulatedKernel:
-    """The kernel of a workload, in a configuration (None: the default)."""
+def emulate(
+    template: Template,
+    workload: Any,
+    target: CudaTarget,
+    config: Config | None = None,
+    change: Callable[[str, str], str] = lambda name, source: source,
+) -> EmulatedKernel:
+    """The kernel of a workload, in a configuration (None: the default). `change` may replace a kernel's CUDA C."""
     config = config or template.default(workload, target)
     entry = f"emulated{next(_numbers)}"  # its kernels are found by their names, among all of the process
     function = mark_kernel(template.build(workload, target, config).with_attr("global_symbol", entry))
     device = TvmTarget(target.tvm())
     host, kernels = lower(IRModule({entry: function}), device)
     launched: list[str] = []
-    for name, (kernel, launch) in kernels.items():
-        _register(name, Emulator(cuda_source(name, kernel, device)), launch, launched)
+    emulators = {
+        name: Emulator(change(name, cuda_source(name, kernel, device))) for name, (kernel, _) in kernels.items()
+    }
+    for name, (_, launch) in kernels.items():
+        _register(name, emulators[name], launch, launched)
     tvm_ffi.register_global_func("__tvm_set_device", lambda *_: None, override=True)
     tvm_ffi.register_global_func("device_api.cuda", tvm_ffi.get_global_func("device_api.cpu"), override=True)
     library = tvm.get_global_func("target.build.llvm")(host, device.host)
-    return EmulatedKernel(template, workload, target, config, library[entry], launched)
+    return EmulatedKernel(template, workload, target, config, library[entry], launched, emulators)
 
 
 def _register(name: str, emulator: Emulator, launch: Launch, launched: list[str]) -> None:

@@ -260,7 +260,7 @@ def test_unusable_files_are_errors(tmp_path: Path) -> None:
     with sqlite3.connect(later) as raw:
         raw.execute("PRAGMA user_version = 12")
     raw.close()
-    with pytest.raises(DatabaseError, match="has schema 12, this llmc reads 2"):
+    with pytest.raises(DatabaseError, match="has schema 12, this llmc reads 3"):
         Database(later)
     with pytest.raises(DatabaseError):
         Database(garbage / "below.db")

@@ -92,9 +92,13 @@ struct EmuLaunch {
   const uint64_t* buffers;
   int buffer_count;
   const char* name;
+  // What an address outside of shared memory is, in words; null: the number of its buffer.
+  void (*describe)(const void* pointer, char* text, size_t bytes);
 };
 // 0, or 1 with the reason in `error`.
 int emu_launch(const EmuLaunch* launch, char* error, size_t error_bytes);
+// What is known of accesses to memory that is given back.
+void emu_forget(void* at, size_t bytes);
 }
 
 constexpr int emu_mma_variant(int m, int k, EmuType a, EmuType b, EmuType c) {  // n is 8

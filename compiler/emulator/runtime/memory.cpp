@@ -8,7 +8,9 @@
 #include <link.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "state.h"
@@ -32,6 +34,9 @@ static std::unordered_map<uint64_t, Cell*> pages;
 static uint64_t last_page;
 static Cell* last_cells;
 
+static std::vector<std::pair<uint64_t, uint64_t>> buffers;  // beginning and end, in order
+static size_t last_buffer;
+
 static Cell* reserve_cells(size_t count) {
   return (Cell*)mmap(nullptr, count * sizeof(Cell), PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -40,6 +45,12 @@ static Cell* reserve_cells(size_t count) {
 void new_launch() {
   if (!shared_cells) shared_cells = reserve_cells(kShared);
   launch_began = ++now;
+  buffers.clear();
+  last_buffer = 0;
+  const EmuLaunch& launch = *block.launch;
+  for (int i = 0; i < launch.buffer_count; ++i)
+    buffers.push_back({launch.buffers[2 * i], launch.buffers[2 * i] + launch.buffers[2 * i + 1]});
+  std::sort(buffers.begin(), buffers.end());
 }
 
 void new_block() {
@@ -97,6 +108,7 @@ std::string place_of(const void* pointer) {
       }
     return "shared memory outside of all arrays";
   }
+  if (block.launch->describe) return block.launch->describe(pointer, text, sizeof text), text;
   for (int i = 0; i < block.launch->buffer_count; ++i) {
     uint64_t base = block.launch->buffers[2 * i], bytes = block.launch->buffers[2 * i + 1];
     int64_t from = int64_t(uint64_t(pointer) - base);
@@ -158,15 +170,12 @@ static bool in_some_array(size_t offset, size_t bytes) {
 }
 
 static bool in_some_buffer(uint64_t address, size_t bytes) {
-  static int last = 0;
-  const EmuLaunch& launch = *block.launch;
-  auto inside = [&](int i) {
-    return address >= launch.buffers[2 * i] && address + bytes <= launch.buffers[2 * i] + launch.buffers[2 * i + 1];
-  };
-  if (last < launch.buffer_count && inside(last)) return true;
-  for (int i = 0; i < launch.buffer_count; ++i)
-    if (inside(i)) return last = i, true;
-  return false;
+  auto inside = [&](size_t i) { return address >= buffers[i].first && address + bytes <= buffers[i].second; };
+  if (inside(last_buffer)) return true;
+  auto next = std::upper_bound(buffers.begin(), buffers.end(), std::pair{address, ~uint64_t(0)});
+  if (next == buffers.begin()) return false;
+  last_buffer = size_t(next - buffers.begin() - 1);
+  return inside(last_buffer);
 }
 
 // Constant tables of a kernel lie in its library.
@@ -178,7 +187,7 @@ static bool in_library(const void* pointer) {
 static Cell* cells_of(uint64_t page) {
   if (page != last_page || !last_cells) {
     Cell*& cells = pages[page];
-    if (!cells) cells = reserve_cells(kPage);
+    if (!cells) cells = (Cell*)calloc(kPage, sizeof(Cell));
     last_page = page, last_cells = cells;
   }
   return last_cells;
@@ -228,6 +237,16 @@ static void land(const Copy& copy) {
 using namespace emu;
 
 extern "C" {
+
+void emu_forget(void* at, size_t bytes) {
+  last_cells = nullptr;
+  for (uint64_t page = uint64_t(at) / kPage; page * kPage < uint64_t(at) + bytes; ++page) {
+    auto found = pages.find(page);
+    if (found == pages.end()) continue;
+    free(found->second);
+    pages.erase(found);
+  }
+}
 
 void emu_reads(const void* pointer, size_t bytes) {
   of_thread(pointer, bytes, Kind::read, __builtin_return_address(0));

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from llmc.errors import KernelError, OptionError
+from llmc.schedules.attention import e4m3
 from llmc.schedules.attention.kv_format import FORMATS, dequantise, pack, quantise, resolve_kv_cache, unpack
 from llmc.schedules.attention.layout import BLOCK
 from llmc.schedules.attention.reference import pack_cache, unpack_cache
@@ -28,7 +30,21 @@ def test_an_error_is_at_most_half_a_step(name: str, head_dim: int, size: float) 
         step = planes[:, scale, None].astype(np.float64)
         # float16 holds a minimum, and with it the range, to 11 bits, and no finer than 6e-8.
         coarse = 0 if low < 0 else np.abs(planes[:, low, None].astype(np.float64)) * 2.0**-10 + 1e-7
+        if format.floats:  # steps are an eighth of a number's power of two, and 2**-9 at least
+            step = np.maximum(2.0 ** np.floor(np.log2(np.maximum(np.abs(x), 1e-30) / step) - 3), 2.0**-9) * step
         assert (errors[:, dims.start : dims.stop] <= 0.5001 * step + coarse).all()
+
+
+def test_codes_of_e4m3() -> None:
+    """All of them, and the middles between them: as ml_dtypes has them."""
+    codes = np.delete(np.arange(256, dtype=np.uint8), (127, 255))  # which are no numbers
+    numbers = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    np.testing.assert_array_equal(e4m3.widened_array(codes.view(np.int8)), numbers)
+    up = np.sort(numbers)
+    for x in (up, (up[1:] + up[:-1]) / 2, np.nextafter(up, np.float32(0)) * np.float32(1.01)):
+        x = np.clip(x, -448, 448)
+        expected = x.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        np.testing.assert_array_equal(e4m3.widened_array(e4m3.rounded_array(x)), expected)
 
 
 @pytest.mark.parametrize("name", FORMATS)

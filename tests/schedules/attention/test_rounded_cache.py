@@ -19,7 +19,7 @@ from llmc.targets.base import Target
 
 from .harness import Run, compile_all
 
-FORMATS: tuple[KVCache, ...] = ("int8", "int4")
+FORMATS: tuple[KVCache, ...] = ("int8", "fp8", "int4")
 ATTEND = {
     "gqa": AttentionWorkload(9, 3, 64, 0.125),
     "mha": AttentionWorkload(4, 4, 32, 0.2, causal=False, key_bias=True, window=50),
