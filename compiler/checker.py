@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from llmc.perplexity import demand_length, perplexity
 FLOAT_RELATIVE = 2e-3
 COSINE_ARRIVED, COSINE_8_BIT, COSINE_4_BIT = 0.99, 0.99, 0.90
 _PIECES = (1, 17, 70, 1)  # tokens, one piece after another, with which sessions are compared
+_EMULATED_PIECES = (1, 17, 1)
+_EMULATED_CASES = 2  # and of sizes, the smaller ones
 _FIXED_GRIDS = (
     "a model that rounds activations itself (QuantizeLinear, DynamicQuantizeLinear) does so differently in every "
     "engine, and llmc as they come: compare with the float model that it was made from"
@@ -48,11 +51,13 @@ class OutputCheck:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """`cosine_bound` is what outputs must reach; None where nothing was rounded, and errors are bounded instead."""
+    """`cosine_bound` is what outputs must reach; None where nothing was rounded, and errors are bounded instead.
+    `emulated`: the artifact's kernels ran on a CPU, and not on the GPU that they are for."""
 
     outputs: tuple[OutputCheck, ...]
     perplexity: dict[str, float]
     cosine_bound: float | None
+    emulated: bool = False
 
     def demand(self) -> None:
         """Raises CheckError where an output is beyond its tolerance."""
@@ -85,46 +90,59 @@ def check(
     dims: Mapping[str, int] | None = None,
     text: str | Path | None = None,
     threads: int | None = None,
+    emulate: bool = False,
 ) -> CheckReport:
     """Run both on the same inputs, drawn with `seed`, at several sizes of the symbolic dimensions (`dims` fixes some).
 
-    With `text`, also the perplexity of both on that file. Raises OptionError where onnxruntime is not installed, and
-    what loading either file raises; `CheckReport.demand` turns disagreement into an error.
+    With `text`, also the perplexity of both on that file. With `emulate`, an artifact for a GPU runs on the CPU, at
+    fewer sizes; this process has an emulated GPU from then on. Raises OptionError where onnxruntime is not installed
+    or emulation cannot be had, CheckError for what the emulator finds, and what loading either file raises;
+    `CheckReport.demand` turns disagreement into an error.
     """
     opened = open_artifact(artifact)
     manifest = opened.manifest
+    if text and emulate:
+        raise OptionError("a text takes too long without a GPU", where="--emulate", hint="leave --text out")
     ids = _tokens(opened, text) if text else None
-    threads = threads or len(os.sched_getaffinity(0))
-    reference = open_engine("onnxruntime", onnx, threads)
-    ours = open_engine("llmc", artifact, threads)
-    rng = np.random.default_rng(seed)
     rounded = manifest.decoder is not None and manifest.decoder.kv_cache != "float32"
     if rounded and dims:
         what = f"{artifact} keeps its cache rounded: it is checked as a session, which has no dimensions"
         raise OptionError(what, where="--dim", hint="leave --dim out")
-    if rounded:
-        outputs = _sessions(manifest, reference, ours, rng)
-    else:
-        outputs = _calls(manifest, reference, ours, dims or {}, rng, Path(artifact), Path(onnx))
-    engines = {"onnxruntime": reference, "llmc": ours}
-    scores = {name: perplexity(engine, ids) for name, engine in engines.items()} if ids is not None else {}
-    return CheckReport(tuple(outputs), scores, cosine_bound(manifest))
+    pieces = _EMULATED_PIECES if emulate else _PIECES
+    cases = [] if rounded else samples.cases(_main(opened).symbols, dims or {})
+    if emulate:
+        from llmc import emulation
+
+        cases = cases[:_EMULATED_CASES]
+        emulation.prepare(opened, pieces if rounded else [emulation.rows(_main(opened).inputs, case) for case in cases])
+    with emulation.judged(opened) if emulate else nullcontext():
+        threads = threads or len(os.sched_getaffinity(0))
+        reference = open_engine("onnxruntime", onnx, threads)
+        ours = open_engine("llmc", artifact, threads)
+        rng = np.random.default_rng(seed)
+        if rounded:
+            outputs = _sessions(manifest, reference, ours, pieces, rng)
+        else:
+            outputs = _calls(opened, reference, ours, cases, rng, Path(onnx))
+        engines = {"onnxruntime": reference, "llmc": ours}
+        scores = {name: perplexity(engine, ids) for name, engine in engines.items()} if ids is not None else {}
+    return CheckReport(tuple(outputs), scores, cosine_bound(manifest), emulate)
 
 
 def _calls(
-    manifest: Manifest,
+    artifact: Artifact,
     reference: Engine,
     ours: Engine,
-    dims: Mapping[str, int],
+    cases: Sequence[dict[str, int]],
     rng: np.random.Generator,
-    artifact: Path,
     onnx: Path,
 ) -> list[OutputCheck]:
     """Every output of the plain signature, at several sizes."""
-    main = _main(manifest, artifact, reference, onnx)
+    main, manifest = _main(artifact), artifact.manifest
+    _demand_same(main, artifact, reference, onnx)
     vocabulary = manifest.decoder.vocab_size if manifest.decoder else smallest_table(onnx)
     outputs = []
-    for case in samples.cases(main.symbols, dims):
+    for case in cases:
         case, inputs, expected = _reference(reference, main, case, rng, vocabulary)
         got = ours.call(inputs)
         mask = next((a for name, a in inputs.items() if "mask" in name and a.ndim == 2), None)
@@ -132,14 +150,16 @@ def _calls(
     return outputs
 
 
-def _sessions(manifest: Manifest, reference: Engine, ours: Engine, rng: np.random.Generator) -> list[OutputCheck]:
+def _sessions(
+    manifest: Manifest, reference: Engine, ours: Engine, pieces: Sequence[int], rng: np.random.Generator
+) -> list[OutputCheck]:
     """The logits of a session, which is all that a model with a rounded cache has: a prompt, then tokens after it."""
     assert manifest.decoder is not None
-    longest = manifest.decoder.max_length or sum(_PIECES)
+    longest = manifest.decoder.max_length or sum(pieces)
     outputs, length = [], 0
     for engine in (reference, ours):
         engine.reset()
-    for piece in _PIECES:
+    for piece in pieces:
         piece = min(piece, longest - length)
         if not piece:
             break
@@ -150,11 +170,15 @@ def _sessions(manifest: Manifest, reference: Engine, ours: Engine, rng: np.rando
     return outputs
 
 
-def _main(manifest: Manifest, artifact: Path, reference: Engine, onnx: Path) -> FunctionSpec:
-    """The function that is compared. Raises ArtifactError if there is none, ModelError for another model's artifact."""
-    if "main" not in manifest.functions:
-        raise ArtifactError("has no function main to compare", where=str(artifact))
-    main = manifest.functions["main"]
+def _main(artifact: Artifact) -> FunctionSpec:
+    """The function that is compared. Raises ArtifactError if there is none."""
+    if "main" not in artifact.manifest.functions:
+        raise ArtifactError("has no function main to compare", where=str(artifact.path))
+    return artifact.manifest.functions["main"]
+
+
+def _demand_same(main: FunctionSpec, artifact: Artifact, reference: Engine, onnx: Path) -> None:
+    """Raises ModelError for another model's artifact."""
     for kind, ours, theirs in (
         ("inputs", main.inputs, reference.inputs),
         ("outputs", main.outputs, reference.outputs),
@@ -162,11 +186,10 @@ def _main(manifest: Manifest, artifact: Path, reference: Engine, onnx: Path) -> 
         names = [array.name for array in ours]
         if set(names) != set(theirs):
             raise ModelError(
-                f"its {kind} are {', '.join(theirs)}; those of {artifact} are {', '.join(names)}",
+                f"its {kind} are {', '.join(theirs)}; those of {artifact.path} are {', '.join(names)}",
                 where=str(onnx),
                 hint="give the ONNX file that the artifact was compiled from",
             )
-    return main
 
 
 def _reference(

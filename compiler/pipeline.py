@@ -80,7 +80,7 @@ def compile(
     `target` is a name of `llmc targets`; `quantize` a name of the table of formats; `dims` fixes (int) or bounds
     ((least, most)) symbolic dimensions by name. `calibrate` is a file of samples for formats that need them: a text, or
     an .npz with the model's inputs. `kv_cache` is what a decoder's sessions keep keys and values in:
-    float32, int8 or int4; only float32 leaves the model its plain signature, with past and present as arrays. With
+    float32, int8, fp8 or int4; only float32 leaves the model its plain signature, with past and present as arrays. With
     `paged` after a comma, or alone, they lie in pages that forks and rows share (`int8,paged`). `draft_trees` adds what
     `Session.verify` runs: trees of draft tokens, read in one pass. `tune` is
     none, quick or full; `tune_seconds` and `trials` (candidates a kernel, on average) replace the effort's own limits.

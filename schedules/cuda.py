@@ -14,6 +14,8 @@ from llmc.schedules.gemm.cuda import CUDA_LINEAR
 from llmc.schedules.gemm.dense import DENSE
 from llmc.schedules.norm.cuda import CUDA_NORM
 from llmc.schedules.norm.norm import NORM
+from llmc.schedules.recurrent.cuda import CUDA_RECURRENT
+from llmc.schedules.recurrent.recurrent import RECURRENT
 from llmc.targets.base import Target
 
 _ON_GPUS: dict[str, Template] = {
@@ -23,6 +25,7 @@ _ON_GPUS: dict[str, Template] = {
     LOWBIT_EMBEDDING.name: CUDA_LOWBIT_EMBEDDING,
     DENSE.name: CUDA_LINEAR,
     NORM.name: CUDA_NORM,
+    RECURRENT.name: CUDA_RECURRENT,
 }
 
 

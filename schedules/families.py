@@ -27,6 +27,7 @@ from llmc.schedules.gemm.lowbit import LOWBIT, TABLE, LowBitLinearWorkload, Tabl
 from llmc.schedules.gemm.outliers import OUTLIERS, OutlierLinearWorkload
 from llmc.schedules.norm.cuda import CUDA_NORM
 from llmc.schedules.norm.norm import NORM, NormWorkload
+from llmc.schedules.recurrent.cuda import CUDA_RECURRENT
 from llmc.schedules.recurrent.recurrent import RECURRENT
 from llmc.schedules.recurrent.workload import RecurrentWorkload
 from llmc.schedules.sampling.cuda import CUDA_SAMPLE
@@ -65,5 +66,6 @@ FAMILIES: dict[str, tuple[Template, type[Workload]]] = {
         (MMA_FP8_F16, Fp8LinearWorkload),
         (CUDA_NORM, NormWorkload),
         (CUDA_SAMPLE, SampleWorkload),
+        (CUDA_RECURRENT, RecurrentWorkload),
     )
 }

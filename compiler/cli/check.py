@@ -19,6 +19,9 @@ def command(
     ] = None,
     dim: Annotated[list[str] | None, typer.Option(help="Size of a dimension, as in batch=2; default: several.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="Run an artifact for a GPU on the CPU: small models, at few sizes.")
+    ] = False,
     threads: ThreadsOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -29,6 +32,7 @@ def command(
     \b
     Example:
       llmc check model.llmc model.onnx
+      llmc check gpu.llmc model.onnx --emulate
     """
     from llmc import options
     from llmc.checker import check
@@ -37,7 +41,8 @@ def command(
         raise ModelError(
             "no such file", where=str(model), hint="give the ONNX file that the artifact was compiled from"
         )
-    report = check(artifact, model, seed=seed, dims=options.fixed_dims(dim or ()), text=text, threads=threads)
+    dims = options.fixed_dims(dim or ())
+    report = check(artifact, model, seed=seed, dims=dims, text=text, threads=threads, emulate=emulate)
     if json:
         print_json(report.as_json())
     else:
@@ -45,6 +50,8 @@ def command(
         print_table(columns, [(c.case, c.output, *_figures(c)) for c in report.outputs])
         if report.perplexity:
             print_pairs({f"perplexity, {k}": f"{v:.4f}" for k, v in report.perplexity.items()}, stdout())
+        if report.emulated:
+            stdout().print("functionally emulated; not run on a GPU")
     report.demand()
 
 

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-_RUNTIME = ("threads.cpp", "memory.cpp", "warp.cpp")
+_RUNTIME = ("threads.cpp", "memory.cpp", "trace.cpp", "warp.cpp", "mbarrier.cpp", "wgmma.cpp")
 CUDA, CUDART = "libcuda.so.1", "libcudart.so.13"  # the driver's two libraries, named as NVIDIA's
 _COMMON = ("-std=c++17", "-fPIC", "-g1", "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-w")
 # Every access to memory is reported, every index into an array and every alignment is checked, and variables begin with

@@ -21,14 +21,14 @@ from llmc.emulator.build import CUDA, CUDART, BuildError, build
 from llmc.emulator.build import driver as build_driver
 from llmc.emulator.emulator import SCALARS, EmulationError, with_line
 from llmc.emulator.translate import TranslationError, translate
-from llmc.gpu.sources import cuda_sources
+from llmc.package.device import device_kernels
 from llmc.package.layout import DEVICE
 from llmc.package.reader import open_artifact
 from llmc.runtime.load import load as load_artifact
 from llmc.runtime.model import Model
-from llmc.targets.cuda import TARGETS, CudaTarget, arch_number
+from llmc.targets.cuda import newest
 
-__all__ = ["fault", "forgive", "install", "judged", "launches", "load", "register"]
+__all__ = ["cudart", "fault", "forgive", "install", "judged", "launches", "load", "register", "register_kernel"]
 
 MEMORY = 80 << 30  # of the GPU, in bytes
 _FATBIN = bytes.fromhex("50ed55ba01001000")  # how NVIDIA's container begins
@@ -69,7 +69,7 @@ def install(capability: tuple[int, int] = (8, 0), seed: int = 0, memory: int = M
         _driver.emu_driver_message.restype = ctypes.c_char_p
         _driver.emu_driver_key.restype = _driver.emu_driver_launches.restype = ctypes.c_uint64
         _driver.emu_driver_resolver(_resolve)
-    gpu = _target(capability)
+    gpu = newest(capability)
     _driver.emu_driver_configure(
         *capability,
         gpu.multiprocessors,
@@ -82,10 +82,13 @@ def install(capability: tuple[int, int] = (8, 0), seed: int = 0, memory: int = M
 
 
 def register(model: str | Path) -> None:
-    """Make the kernels of an artifact known: by name and by what the driver is given to load."""
+    """Make the kernels of an artifact known: by name and by what the driver is given to load.
+
+    Raises ArtifactError if it is damaged, or was not compiled for a GPU.
+    """
     artifact = open_artifact(model)
-    for name, source in cuda_sources(model).items():
-        register_kernel(name, source.source, artifact.read(f"{DEVICE}/{name}.bin"))
+    for name in device_kernels(artifact):
+        register_kernel(name, artifact.read(f"{DEVICE}/{name}.cu").decode(), artifact.read(f"{DEVICE}/{name}.bin"))
 
 
 def register_kernel(name: str, source: str, module: bytes) -> None:
@@ -106,11 +109,12 @@ def judged() -> Iterator[None]:
 
     Work that nobody has waited for is done when the block ends.
     """
+    _loaded().emu_driver_quiet()
     try:
         yield
         cudart().cudaDeviceSynchronize()
     except Exception as error:
-        if text := fault():
+        if text := fault() or ("cuda" in str(error).lower() and _said()):
             raise EmulationError(text) from error
         raise
     if text := fault():
@@ -119,9 +123,12 @@ def judged() -> Iterator[None]:
 
 def fault() -> str:
     """What work on the GPU did wrong, since when all calls fail; empty if nothing."""
-    if not _loaded().emu_driver_fault():
-        return ""
-    message = _loaded().emu_driver_message().decode()
+    return _said() if _loaded().emu_driver_fault() else ""
+
+
+def _said() -> str:
+    """The reason of the fault, or of the last call that was refused."""
+    message = str(_loaded().emu_driver_message().decode())
     for library in _libraries:
         message = with_line(message, Path(library._name))
     return message
@@ -148,12 +155,6 @@ def _loaded() -> ctypes.CDLL:
     return _driver
 
 
-def _target(capability: tuple[int, int]) -> CudaTarget:
-    """The target with these machines' limits: the last one that they run."""
-    known = [t for t in TARGETS.values() if arch_number(t) <= 10 * capability[0] + capability[1]]
-    return known[-1]
-
-
 @_RESOLVER
 def _resolve(image: int, name: bytes, out: ctypes._Pointer[_Resolved], error: int, error_bytes: int) -> int:
     """The driver asks for a kernel: compiled for the CPU now, unless it was before."""
@@ -177,4 +178,3 @@ def _fill(out: _Resolved, source: str | None, name: str) -> None:
     out.max_threads, out.count = entry.max_threads, len(entry.parameters)
     for i, parameter in enumerate(entry.parameters):
         out.bytes[i] = 8 if parameter.pointer else ctypes.sizeof(SCALARS[parameter.type])
-

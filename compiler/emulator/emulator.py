@@ -136,7 +136,7 @@ def with_line(message: str, library: Path) -> str:
         capture_output=True,
         text=True,
     ).stdout
-    lines = re.findall(r"kernel\.cu:(\d+)", place)
+    lines = re.findall(r"kernel\.(?:cu|cpp):(\d+)", place)
     return message.replace(match[0], f" (line {lines[-1]})" if lines else "")
 
 

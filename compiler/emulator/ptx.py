@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from llmc.emulator import ptx_async
+
 TYPES = {
     "f32": "float", "f64": "double", "f16": "half", "bf16": "nv_bfloat16", "f16x2": "half2", "bf16x2": "nv_bfloat162",
     "s16": "int16_t", "s32": "int32_t", "s64": "int64_t", "u8": "uint8_t", "u16": "uint16_t", "u32": "uint32_t",
@@ -208,7 +210,7 @@ def _move(i: Instruction) -> str:
     return i.write(i.read(1))
 
 
-_RULES: dict[str, Callable[[Instruction], str]] = {
+_RULES: dict[str, Callable[[Instruction], str | None]] = {
     "ldmatrix": _matrix_load,
     "stmatrix": _matrix_store,
     "movmatrix": lambda i: i.write(f"ptx::movmatrix({i.read(1, 'uint32_t')})", "uint32_t"),
@@ -230,8 +232,10 @@ _RULES: dict[str, Callable[[Instruction], str]] = {
     "redux": lambda i: i.write(f"emu_voted({_REDUCTIONS[i.parts[2]]}, {i.one(2)}, uint64_t(int64_t({i.read(1)})))"),
     "activemask": lambda i: i.write("__activemask()"),
     "cvta": lambda i: f"{i.one(0)} = emu_shared_address((const void*)({i.one(1)}));",
-    "fence": lambda i: "emu_fence();",
-    "membar": lambda i: "emu_fence();",
+    "fence": ptx_async.fence,
+    "membar": ptx_async.fence,
+    "mbarrier": ptx_async.mbarrier,
+    "wgmma": ptx_async.wgmma,
     "prefetch": lambda i: ";",
     "createpolicy": lambda i: i.write("0"),
     **dict.fromkeys((*_ARITHMETIC, *_FUNCTIONS, "fma", "min", "max", "mad"), _arithmetic),
@@ -241,13 +245,15 @@ _RULES: dict[str, Callable[[Instruction], str]] = {
 def statement(instruction: Instruction) -> str:
     """One instruction in C++. Raises UnknownInstruction."""
     name = instruction.parts[0]
-    if instruction.parts[:2] == ("cp", "async"):
-        return f"{{ {_copy_async(instruction)} }}"
     if name == "cvta" and instruction.parts[1:3] != ("to", "shared"):
         raise UnknownInstruction(instruction.text)
-    if name not in _RULES:
-        raise UnknownInstruction(instruction.text)
+    rule = _RULES.get(name)
+    if instruction.parts[:2] == ("cp", "async"):
+        rule = ptx_async.copy_bulk if instruction.parts[2] == "bulk" else _copy_async
     try:
-        return f"{{ {_RULES[name](instruction)} }}"
+        made = rule(instruction) if rule else None
     except (KeyError, IndexError, StopIteration) as error:
         raise UnknownInstruction(instruction.text) from error
+    if made is None:
+        raise UnknownInstruction(instruction.text)
+    return f"{{ {made} }}"

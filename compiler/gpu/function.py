@@ -31,6 +31,13 @@ def compile_function(function: PrimFunc, target: CudaTarget) -> DeviceFunction:
     return DeviceFunction(function, hosts[name], compiled, target)
 
 
+def names_of(function: DeviceFunction, workload: Workload) -> list[str]:
+    """Of all arguments: inputs, weights as they are packed, outputs."""
+    inputs, outputs = ([arg.name for arg in args] for args in (workload.inputs(), workload.outputs()))
+    weights = [str(param.name) for param in function.function.params][len(inputs) :]
+    return [*inputs, *weights[: len(weights) - len(outputs)], *outputs]
+
+
 def arguments_of(
     function: DeviceFunction, workload: Workload, dims: Mapping[str, int]
 ) -> list[tuple[tuple[int, ...], int]]:

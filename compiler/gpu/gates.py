@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llmc.gpu.function import DeviceFunction
+from llmc.gpu.function import DeviceFunction, names_of
 from llmc.gpu.predict import LaunchPrediction, predict
 from llmc.schedules.base import Workload
 
 
 @dataclass(frozen=True)
 class Gates:
-    """Of a template's kernels. `tensor_cores`: "hmma" or "imma", of those launched for more than one row. `wide`: inputs
-    and weights of which a thread loads 16 bytes at once. `worst` and `mean`: the most ways of bank conflicts of one
-    access, and of all. `occupancy`: the least share of a multiprocessor's warps that can run."""
+    """Of a template's kernels. `tensor_cores`: "hmma" or "imma", which some kernel of a function must have. `wide`:
+    inputs and weights of which a thread loads 16 bytes at once. `worst` and `mean`: the most ways of bank conflicts of
+    one access, and of all. `occupancy`: the least share of a multiprocessor's warps that can run."""
 
     tensor_cores: str = ""
     wide: tuple[str, ...] = ()
@@ -27,7 +27,24 @@ class Gates:
     occupancy: float = 0.25
 
 
-GATES: dict[str, Gates] = {}
+# Two warps for each scheduler are enough where products follow one another (`mma`); that is 8 of 64.
+_TENSOR = {"wide": ("q", "scale", "zero"), "occupancy": 0.125}
+GATES = {
+    # x of few rows is stored to shared memory in an order that suits the loads: once, in two wavefronts instead of one.
+    "lowbit_mma": Gates("hmma", **_TENSOR, worst=2.0, mean=1.5),
+    "int8_mma": Gates("imma", **_TENSOR, worst=4.0, mean=1.6),
+    "bf16_mma": Gates("hmma", **_TENSOR, worst=2.0, mean=1.5),
+    # float32 for layers that must keep it: neighbouring threads load neighbouring elements, but each only one.
+    "dense_cuda": Gates(occupancy=0.5),
+    "lowbit_cuda": Gates(occupancy=0.5),
+    "table_cuda": Gates(occupancy=0.5),
+    # A block of 128 threads needs up to 247 registers each for prompts with 128 dimensions: one block, four warps.
+    "attention_cuda": Gates(wide=("kp", "v"), worst=2.0, mean=1.06, occupancy=0.0625),
+    "kv_append_cuda": Gates(occupancy=0.5),
+    "norm_cuda": Gates(),
+    "embedding_cuda": Gates(),
+    "embedding_lowbit_cuda": Gates(),
+}
 
 
 def failures(
@@ -35,18 +52,17 @@ def failures(
 ) -> list[str]:
     """What kernels do not pass in calls with the workload's symbols bound to each of `dims`, a line for each."""
     wrong: dict[str, None] = {}
-    seen = False
     for at in dims:
         for launch in predict(function, workload, at).launches:
-            found = function.kernels[launch.kernel].resources
-            seen |= bool(gates.tensor_cores) and bool(getattr(found, gates.tensor_cores))
-            wrong |= dict.fromkeys(f"{launch.kernel} at {dict(at)}: {what}" for what in _judge(launch, function, gates))
-    if gates.tensor_cores and not seen:
-        wrong[f"no kernel has {gates.tensor_cores.upper()} instructions"] = None
+            judged = _judge(launch, function, names_of(function, workload), gates)
+            wrong |= dict.fromkeys(f"{launch.kernel} at {dict(at)}: {what}" for what in judged)
+    wanted = gates.tensor_cores
+    if wanted and not any(getattr(kernel.resources, wanted) for kernel in function.kernels.values()):
+        wrong[f"no kernel has {wanted.upper()} instructions"] = None
     return list(wrong)
 
 
-def _judge(launch: LaunchPrediction, function: DeviceFunction, gates: Gates) -> list[str]:
+def _judge(launch: LaunchPrediction, function: DeviceFunction, names: Sequence[str], gates: Gates) -> list[str]:
     wrong = []
     if spilled := function.kernels[launch.kernel].resources.spill_bytes:
         wrong.append(f"{spilled} bytes of registers are spilled")
@@ -54,8 +70,9 @@ def _judge(launch: LaunchPrediction, function: DeviceFunction, gates: Gates) -> 
         wrong.append(f"an occupancy of {launch.occupancy:.3f}, below {gates.occupancy}")
     worst, mean = launch.demand.ways
     if worst > gates.worst or mean > gates.mean:
-        wrong.append(f"bank conflicts of {worst:.2f} ways, {mean:.3f} in the mean, above {gates.worst}, {gates.mean}")
-    names = [str(param.name) for param in function.function.params]
+        wrong.append(
+            f"bank conflicts of {worst:.2f} ways, {mean:.3f} in the mean, above {gates.worst} and {gates.mean}"
+        )
     for i, array in enumerate(launch.launched.arguments):
         number = getattr(array, "argument", None)
         width = launch.demand.width(i)

@@ -64,7 +64,7 @@ def predict(function: DeviceFunction, workload: Workload, dims: Mapping[str, int
 
     Raises KernelError where what is launched cannot be told from sizes.
     """
-    content = max((dims[s] for s in ("total", "T", "C") if s in dims), default=0)
+    content = max((dims[s] for s in ("total", "T", "C") if s in dims), default=64 * dims.get("CB", 0))
     arguments = arguments_of(function, workload, dims)
     return predict_call(function.host, function.kernels, arguments, content, function.target)
 

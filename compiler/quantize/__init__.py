@@ -64,7 +64,7 @@ def _apply(graph: Graph, format: Format, statistics: Statistics | None) -> Graph
     return prune(replace(edit.finish(), constants=constants))
 
 
-def _rounded(weight: np.ndarray, format: Format, head: bool, channels: tuple[int, ...] | None) -> QuantizedWeight:
+def _rounded(weight: np.ndarray, format: Format, head: bool, channels: np.ndarray | None) -> QuantizedWeight:
     """A weight [N, K] in the format, or as an output layer has it. `channels` get no codes."""
     if format.table == E4M3 and not head:
         return round_to_e4m3(weight)

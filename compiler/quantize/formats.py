@@ -15,14 +15,13 @@ class Format:
 
     `activations` "a8" multiplies 8-bit weights codes with activations rounded to int8 at run time, one scale per group;
     "a32" widens the weights and computes in float32; "bf16" rounds weights, and on tiles activations, to bfloat16,
-    without groups; "f16" weights, and on GPUs activations, to float16; "fp8" is for GPUs alone,
-    and rounds activations to E4M3 where they multiply it, else to float16. `head_bits` is the output layer's
-    own width: its errors reach the logits directly, so it stays 8-bit unless asked otherwise. group_size 0 is one scale
-    for a whole row. With a `table`
-    (of `schedules.formats.TABLES`, or E4M3) codes stand for its values; `powers` makes scales powers of two. `recipe` names what
-    is done with statistics over a calibration set: "outliers" are multiplied in float32, "smooth" moves the differences
-    between channels to the weights. `asymmetric` codes reach from
-    a group's smallest element to its largest; those of 8 bits gain nothing by it and stay symmetric.
+    without groups; "f16" weights, and on GPUs activations, to float16; "fp8" is for GPUs alone, and rounds activations
+    to E4M3 where they have such products, else to float16. `head_bits` is the output layer's own width: its errors
+    reach the logits directly, so it stays 8-bit unless asked otherwise. group_size 0 is one scale for a whole row. With
+    a `table` (of `schedules.formats.TABLES`, or E4M3) codes stand for its values; `powers` makes scales powers of two.
+    `recipe` names what is done with statistics over a calibration set: "outliers" are multiplied in float32, "smooth"
+    moves the differences between channels to the weights. `asymmetric` codes reach from a group's smallest element to
+    its largest; those of 8 bits gain nothing by it and stay symmetric.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Models whose arithmetic is float16 compute in float32; their weights stay float16, as do their inputs and outputs.
 
 What is in between is then more exact than the model asks for, never less. Kernels round x to float16 where they
-multiply it with float16 weights on tensor cores, and every other operator is the same for all models. onnxruntime does likewise
-on CPUs, where it has no float16 kernels.
+multiply it with float16 weights on tensor cores, and every other operator is the same for all models. onnxruntime does
+likewise on CPUs, where it has no float16 kernels.
 
 Operators that are known to take any float type read and make float32. Between them and all others stand Casts. Weights
 stand behind Casts, too, which `linears` looks through; what it leaves is folded.

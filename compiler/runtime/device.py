@@ -93,7 +93,7 @@ def check_room(artifact: Artifact) -> None:
 def _load_cuda_runtime(artifact: Artifact) -> None:
     """TVM's runtime for CUDA: the installed one, or the artifact's own; and before it NVIDIA's, which it needs."""
     where, manifest = str(artifact.path), artifact.manifest
-    _load_cudart(where)
+    load_cudart(where)
     hint = f"pip install apache-tvm=={manifest.tvm}, or compile the model anew: its artifact then holds the library"
     try:
         if (library := installed_library(RUNTIME_CUDA, manifest.tvm)) is not None:
@@ -108,7 +108,7 @@ def _load_cuda_runtime(artifact: Artifact) -> None:
         raise ArtifactError(what, where=where, hint=hint) from error
 
 
-def _load_cudart(where: str) -> None:
+def load_cudart(where: str) -> None:
     """The system's, or that of NVIDIA's wheel: TVM's library finds the one that is loaded already."""
     nvidia = importlib.util.find_spec("nvidia")
     folders = nvidia.submodule_search_locations if nvidia and nvidia.submodule_search_locations else []

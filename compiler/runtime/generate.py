@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from llmc.errors import InputError, OptionError
-from llmc.runtime.sampling import Sampler, Sampling
+from llmc.runtime.choosing import Chooser, chooser
+from llmc.runtime.sampling import Sampling
 from llmc.runtime.session import Session
 
 
@@ -22,9 +23,9 @@ class Generation(Iterator[int]):
     """
 
     def __init__(
-        self, session: Session, prompt: Sequence[int] | np.ndarray, limit: int, sampler: Sampler, eos: frozenset[int]
+        self, session: Session, prompt: Sequence[int] | np.ndarray, limit: int, choose: Chooser, eos: frozenset[int]
     ) -> None:
-        self._session, self._sampler, self._eos, self._limit = session, sampler, eos, limit
+        self._session, self._choose, self._eos, self._limit = session, choose, eos, limit
         self._unread = np.asarray(prompt)
         self._start = time.perf_counter()
         self.finish: Literal["eos", "limit", "full"] | None = None
@@ -41,7 +42,8 @@ class Generation(Iterator[int]):
             self.finish = "full"
         if self.finish is not None:
             raise StopIteration
-        token = self._sampler(self._session.append(self._unread)[0])
+        (token,) = self._choose(self._unread, [False])
+        assert token is not None
         elapsed = time.perf_counter() - self._start
         if self.new_tokens:
             self.decode_s = elapsed - self.first_token_s
@@ -90,5 +92,5 @@ def generate(
     if not len(prompt):
         raise InputError("the prompt is empty", hint="give at least one token")
     ends = session.decoder.eos if eos is None else eos
-    sampler = Sampler(Sampling(temperature, top_k, top_p, seed))
-    return Generation(session, prompt, max_new_tokens, sampler, frozenset(ends))
+    choose = chooser(session, Sampling(temperature, top_k, top_p, seed))
+    return Generation(session, prompt, max_new_tokens, choose, frozenset(ends))

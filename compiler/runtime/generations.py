@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from llmc.errors import InputError, OptionError
-from llmc.runtime.sampling import Sampler, Sampling
+from llmc.runtime.choosing import Chooser, chooser
+from llmc.runtime.sampling import Sampling
 from llmc.runtime.session import Session
 
 
@@ -24,10 +25,10 @@ class Generations(Iterator[list[int | None]]):
         session: Session,
         prompts: Sequence[Sequence[int] | np.ndarray],
         limit: int,
-        samplers: Sequence[Sampler],
+        choose: Chooser,
         eos: frozenset[int],
     ) -> None:
-        self._session, self._samplers, self._limit, self._eos = session, samplers, limit, eos
+        self._session, self._choose, self._limit, self._eos = session, choose, limit, eos
         self._unread = [np.asarray(prompt) for prompt in prompts]
         self._start = time.perf_counter()
         self.finish: list[Literal["eos", "limit", "full"] | None] = [None] * len(prompts)
@@ -48,10 +49,7 @@ class Generations(Iterator[list[int | None]]):
         ]
         if all(self.finish):
             raise StopIteration
-        found = [
-            None if ended else sampler(logits)
-            for sampler, logits, ended in zip(self._samplers, self._session.append(unread), self.finish, strict=True)
-        ]
+        found = self._choose(unread, [why is not None for why in self.finish])
         elapsed = time.perf_counter() - self._start
         if self.first_token_s:
             self.decode_s = elapsed - self.first_token_s
@@ -101,5 +99,5 @@ def generate_all(
         if not len(prompt):
             raise InputError("the prompt is empty", where=f"prompt {b + 1}", hint="give at least one token")
     ends = session.decoder.eos if eos is None else eos
-    samplers = [Sampler(Sampling(temperature, top_k, top_p, seed)) for _ in prompts]
-    return Generations(session, prompts, max_new_tokens, samplers, frozenset(ends))
+    choose = chooser(session, Sampling(temperature, top_k, top_p, seed))
+    return Generations(session, prompts, max_new_tokens, choose, frozenset(ends))

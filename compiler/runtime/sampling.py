@@ -47,15 +47,18 @@ class Sampler:
         """The chosen index into `logits` [V]. Raises KernelError if the best logit is not a finite number."""
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
-            raise KernelError(
-                f"the model's best logit is {logits[best]}", hint="run llmc check to find where it goes wrong"
-            )
+            raise not_finite(f"the model's best logit is {logits[best]}")
         if self.sampling.temperature == 0:
             return best
         tokens, weights = candidates(logits, self.sampling)
         cumulative = np.cumsum(weights, dtype=np.float64)
         drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
         return int(tokens[min(int(drawn), len(tokens) - 1)])
+
+
+def not_finite(what: str) -> KernelError:
+    """What is raised where there is nothing to choose from."""
+    return KernelError(what, hint="run llmc check to find where it goes wrong")
 
 
 def candidates(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:

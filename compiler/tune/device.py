@@ -11,16 +11,17 @@ import socket
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmc.errors import KernelError, LlmcError, OptionError
-from llmc.schedules.base import Arrays, Config
+from llmc.schedules.base import Config
 from llmc.tune.builders import Built
-from llmc.tune.subject import Candidate, Case, Rejected, Subject, undisturbed
+from llmc.tune.rounds import BURST, Round, alternate
+from llmc.tune.subject import Candidate, Case, Rejected, Subject
 from llmc.tune.task import Measurement, Status, Task, Timing
 from llmc.tune.worker import one_line, out_of_memory
 from llmc.tvm_shim import rpc, tvm
@@ -30,11 +31,6 @@ _TRACKER_S = 5.0  # for the tracker to say who is registered
 _RETRY_S = 0.5
 _MOST = 0.95  # of a session's limit: an error that comes later means that it is over
 _KEPT = 4  # tasks whose data stay in memory
-_BURST = 3  # calls in a round of one kernel
-_LEAST = 4  # rounds at least
-_BUDGET, _CAREFUL_BUDGET = 0.5, 2.0  # seconds at one point, those on the way included
-_NARROW, _CAREFUL_NARROW = 0.01, 0.004  # half-width of the ratio's interval that is tight enough
-_HOPELESS = 1.2  # a candidate that is surely slower than this times the default need not be known better
 _COLD = "cache_flush_cpu_non_first_arg"  # TVM's function that evicts all arguments but the first
 
 
@@ -155,10 +151,7 @@ class _RemoteSubject(Subject):
         name = f"{next(_NUMBERS)}.so"
         self.session.upload(bytearray(built.library), name)
         module = self.session.load_module(name)
-        layout = self.kernel.template.layout(self.kernel.workload, config, self.task.target)
-        if layout not in self.packs:
-            self.packs[layout] = self._pack(config)
-        return _Loaded(module["kernel"], *self.packs[layout], built.code, config, module)
+        return _Loaded(module["kernel"], *self._packed(config), built.code, config, module)
 
     def _build_default(self) -> _Loaded:
         return self.load(self.kernel.template.default(self.kernel.workload, self.task.target), self.job.default)
@@ -174,12 +167,6 @@ class _RemoteSubject(Subject):
         packed = [tuple(map(self._there, self.arrays[layout]))]
         return packed, itertools.cycle(packed)
 
-    def _call(self, candidate: Candidate, case: Case) -> Arrays:
-        buffers = {name: self._there(a) for name, a in case.inputs.items()}
-        outputs = self._outputs(case)
-        candidate.call(*buffers.values(), *candidate.packed[0], *outputs.values())
-        return {name: (buffers | outputs)[name].numpy() for name in case.expected}
-
     def _race(self, candidate: Candidate, case: Case) -> Timing:
         """Short rounds of both in turns, timed on the device by TVM's evaluator, which makes one more call before each
         round. A kernel with weights or cold inputs finds them in memory and not in a cache, as locally, since their
@@ -189,40 +176,18 @@ class _RemoteSubject(Subject):
 
         cold = any(arg.cold for arg in self.kernel.workload.inputs())
 
-        def timer(racer: Candidate) -> Callable[[], Sequence[float]]:
+        def timer(racer: Candidate) -> Round:
             assert isinstance(racer, _Loaded)
             weights = racer.packed[0]
             evaluate = racer.module.time_evaluator(
-                "kernel", self.session.cpu(), number=1, repeat=_BURST, f_preproc=_COLD if weights or cold else ""
+                "kernel", self.session.cpu(), number=1, repeat=BURST, f_preproc=_COLD if weights or cold else ""
             )
             return lambda: list(evaluate(*inputs, *weights, *outputs).results)
 
-        our_round, their_round = timer(candidate), timer(self.default)
-        narrow, budget = (_CAREFUL_NARROW, _CAREFUL_BUDGET) if self.careful else (_NARROW, _BUDGET)
-        ours: list[float] = []
-        theirs: list[float] = []
-        start = time.perf_counter()
-        for turn in itertools.count(1):
-            if turn % 2:
-                theirs += their_round()
-                ours += our_round()
-            else:
-                ours += our_round()
-                theirs += their_round()
-            (seconds, width), (default, default_width) = undisturbed(ours), undisturbed(theirs)
-            ratio, spread = seconds / default, float(np.hypot(width, default_width))
-            known = spread < narrow or ratio * (1 - spread) > _HOPELESS
-            if turn >= _LEAST and (known or time.perf_counter() - start > budget):
-                break
-        return Timing(seconds, default, spread)
+        return alternate(timer(candidate), timer(self.default), self.careful)
 
     def _there(self, array: np.ndarray) -> Any:
         return tvm.runtime.tensor(array, self.session.cpu())
-
-    def _outputs(self, case: Case) -> dict[str, Any]:
-        """NaN, and -1 for integers: what stays unwritten shows."""
-        blanks = {n: np.full(s, np.nan if t.startswith("float") else -1, t) for n, (s, t) in case.outputs.items()}
-        return {name: self._there(blank) for name, blank in blanks.items()}
 
 
 _NUMBERS = itertools.count()

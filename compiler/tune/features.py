@@ -56,6 +56,8 @@ _DESCRIBE: dict[str, Describe] = {
     "int8_mma": features_gpu.mma,
     "bf16_mma": features_gpu.mma,
     "f16_mma": features_gpu.mma,
+    "fp8_mma": features_gpu.mma,
+    "fp8_f16_mma": features_gpu.mma,
     "dense_cuda": features_gpu.tiled,
     "lowbit_cuda": features_gpu.tiled,
     "table_cuda": features_gpu.tiled,
@@ -154,7 +156,7 @@ BUILT: dict[str, str] = {
     "predicted_us": "microseconds of all points together, as `llmc.gpu.predict` predicts them",
 }
 
-_BITS = {"integer_conv": 8, "bf16": 16, "f16": 16, "bf16_mma": 16, "f16_mma": 16}  # of weights without codes
+_BITS = {"integer_conv": 8, "bf16": 16, "f16": 16, "bf16_mma": 16, "f16_mma": 16, "fp8_mma": 8, "fp8_f16_mma": 8}
 _LEAST = 2.0**-10  # stands for zero
 _ANALYTIC = len(TASK) + len(CODE) + list(CODE).index("predicted")
 

@@ -72,7 +72,7 @@ def mma(w: Any, config: Config, target: Target, sizes: Mapping[str, int], thread
     if sizes["M"] <= _TOKENS:
         return _decode(w, config, target, sizes["M"])
     M, few = sizes["M"], sizes["M"] <= _FEW
-    bits, bytes_x = getattr(w, "bits", 16), 1 if getattr(w, "activations", "") == "a8" else 2
+    bits, bytes_x = getattr(w, "bits", 16), 1 if getattr(w, "activations", "") in ("a8", "fp8") else 2
     across = 1 if few else int(config["BN"]) // _COLUMNS
     rows, down = (_FEW, 1) if few else (int(config["BM"]), int(config["down"]))
     along, stages = (int(config["along"]), int(config["few_stages"])) if few else (1, int(config["stages"]))

@@ -28,6 +28,7 @@ from llmc.targets.detect import machine
 from llmc.tune.task import Measurement, Status, Task
 from llmc.tune.worker import BUILT, GO, PREPARED, STARTED, Job, out_of_memory
 
+_DEVICE_S = 120.0  # for building or running a GPU's kernel at least: NVIDIA's compiler takes its time
 _PREPARE_S = 300.0  # for starting Python, making weights and computing references; our own code, not a candidate's
 
 Phase = Literal["idle", "preparing", "building", "waiting", "running"]
@@ -38,7 +39,8 @@ class Measurer:
     if that thread dies the workers die with it.
 
     `timeout_s` is what building a candidate, and running it, may each take; time in which a worker stands still for
-    another does not count. `memory_bytes` is what a worker may allocate. `seed` decides all random data.
+    another does not count. `memory_bytes` is what a worker may allocate; for GPUs nothing limits it, since their driver
+    reserves more addresses than any machine has bytes. `seed` decides all random data.
     Raises OptionError where this machine cannot run the target's code.
     """
 
@@ -56,6 +58,8 @@ class Measurer:
                 f"this machine lacks {', '.join(missing)}", where=target.name, hint="tune on a machine of that kind"
             )
         self.timeout_s, self.memory_bytes, self.seed = timeout_s, memory_bytes, seed
+        if target.kind == "cuda":
+            self.timeout_s, self.memory_bytes = max(timeout_s, _DEVICE_S), 0
         self._workers: list[_Worker | None] = [None] * workers
 
     def __enter__(self) -> Measurer:
@@ -162,6 +166,9 @@ class Measurer:
             raise message
         if isinstance(message, Measurement):
             worker.enter("idle", None)
+            if message.status == "crash" and worker.on_gpu:
+                worker.kill()  # what a kernel did wrong there fails all that its process asks of the GPU from then on
+                self._workers[self._workers.index(worker)] = None
             return message
         if message == STARTED:
             worker.started = True
@@ -210,6 +217,10 @@ class _Worker:
         self.job: Job | None = None
         self.stopped = self.started = False
         self.enter("idle", None)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.job is not None and self.job.task.target.kind == "cuda"
 
     def enter(self, phase: Phase, limit: float | None) -> None:
         """Begin a phase that may take `limit` seconds."""

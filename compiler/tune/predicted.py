@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from llmc.emulator.emulator import available
 from llmc.errors import KernelError
-from llmc.gpu.binary import occupancy
-from llmc.gpu.function import DeviceFunction, compile_function
-from llmc.gpu.predict import Prediction, predict
+from llmc.gpu.function import compile_function
+from llmc.gpu.predict import predict
 from llmc.schedules.base import Config
 from llmc.targets.cuda import CudaTarget
 from llmc.tune import emulated
 from llmc.tune.builders import LocalPool
+from llmc.tune.gpu_code import code_of, gate
 from llmc.tune.subject import Rejected
 from llmc.tune.task import Measurement, Predicted, Status, Task, Timing
 from llmc.tune.worker import one_line, out_of_memory
@@ -71,7 +71,8 @@ class Predictor:
         """
         default = self._default(task)
         for config, found in self._pool.build(task, configs, careful):
-            yield found if isinstance(found, Measurement) else _judged(config, found, default, careful)
+            failed = isinstance(found, Measurement)  # perhaps its process was lost: that is no measurement, either
+            yield replace(found, predicted="ranked") if failed else _judged(config, found, default, careful)
 
     def _default(self, task: Task) -> Examined:
         name = task.key, str(task.points)
@@ -104,35 +105,11 @@ def examine(task: Task, config: Config, careful: bool) -> Examined | Measurement
             emulated.check(kernel, config, task.target)
             mark = "emulated"
         seconds = {point: call.seconds for point, call in calls.items()}
-        return Examined(seconds, _gate(function), spent, _code(function, calls.values()), mark)
+        return Examined(seconds, gate(function, task, careful), spent, code_of(function, calls.values()), mark)
     except Rejected as rejected:
         return failed(rejected.status, rejected)
     except Exception as error:
         return failed("memory" if isinstance(error, MemoryError) or out_of_memory(str(error)) else "build", error)
-
-
-def _gate(function: DeviceFunction) -> str:
-    """Why no model should use these kernels; empty if nothing speaks against them."""
-    spilled = {name: kernel.resources.spill_bytes for name, kernel in function.kernels.items()}
-    return "; ".join(f"{name} spills {bytes_} bytes" for name, bytes_ in spilled.items() if bytes_)
-
-
-def _code(function: DeviceFunction, calls: Iterable[Prediction]) -> dict[str, float]:
-    """The counts that `features.BUILT` names, of the kernel that takes longest."""
-    launches = [launch for call in calls for launch in call.launches]
-    longest = max(launches, key=lambda launch: launch.seconds)
-    kernel = function.kernels[longest.kernel]
-    found, launch = kernel.resources, kernel.launch
-    shared = found.shared_bytes + (int(launch.shared) if launch.shared.isdecimal() else 0)
-    return {
-        "gpu_registers": found.registers,
-        "gpu_spills": found.spill_bytes,
-        "gpu_shared": shared,
-        "gpu_occupancy": occupancy(function.target, launch.threads or 1, found.registers, shared),
-        "hmma": found.hmma,
-        "imma": found.imma,
-        "predicted_us": sum(launch.seconds for launch in launches) * 1e6,
-    }
 
 
 def _judged(config: Config, found: Examined, default: Examined, careful: bool) -> Measurement:

@@ -96,22 +96,25 @@ class Subject:
 
     def build(self, config: Config) -> Candidate:
         """Compile a configuration and pack the weights for it."""
-        template, workload, target = self.kernel.template, self.kernel.workload, self.task.target
         func = function_of(self.task, config, self.careful)
-        module, code = build_and_count({"kernel": func}, TvmTarget(target.tvm()))
-        layout = template.layout(workload, config, target)
+        module, code = build_and_count({"kernel": func}, TvmTarget(self.task.target.tvm()))
+        return Candidate(module["kernel"], *self._packed(config), code, config)
+
+    def _packed(self, config: Config) -> tuple[Sequence[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
+        """The packed weights for a configuration; those of two layouts are kept."""
+        layout = self.kernel.template.layout(self.kernel.workload, config, self.task.target)
         if layout not in self.packs:
             while len(self.packs) > 1:  # the default's comes first and stays
                 self.packs.popitem()
             self.packs[layout] = self._pack(config)
-        return Candidate(module["kernel"], *self.packs[layout], code, config)
+        return self.packs[layout]
 
     def _pack(self, config: Config) -> tuple[Sequence[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
         """So many copies of the packed weights that each has left the cache when its turn comes again."""
         template, workload, target = self.kernel.template, self.kernel.workload, self.task.target
         arrays = list(template.prepack(self.weights, workload, config, target).values())
         copies = self._copies(sum(a.nbytes for a in arrays))
-        packed = [tuple(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays) for _ in range(copies)]
+        packed = [tuple(self._there(np.ascontiguousarray(a)) for a in arrays) for _ in range(copies)]
         return packed, itertools.cycle(packed)
 
     def _copies(self, size: int) -> int:
@@ -145,10 +148,19 @@ class Subject:
 
     def _call(self, candidate: Candidate, case: Case) -> Arrays:
         """Everything that the reference speaks of, after one call. Outputs start as NaN: what stays unwritten shows."""
-        buffers = {name: tvm.runtime.tensor(a) for name, a in case.inputs.items()}
-        outputs = {name: _blank(*spec) for name, spec in case.outputs.items()}
+        buffers = {name: self._there(a) for name, a in case.inputs.items()}
+        outputs = self._outputs(case)
         candidate.call(*buffers.values(), *candidate.packed[0], *outputs.values())
         return {name: (buffers | outputs)[name].numpy() for name in case.expected}
+
+    def _there(self, array: np.ndarray) -> Any:
+        """An array where kernels run."""
+        return tvm.runtime.tensor(array)
+
+    def _outputs(self, case: Case) -> dict[str, Any]:
+        """NaN, and -1 for integers: what stays unwritten shows."""
+        blanks = {n: np.full(s, np.nan if t.startswith("float") else -1, t) for n, (s, t) in case.outputs.items()}
+        return {name: self._there(blank) for name, blank in blanks.items()}
 
     def time(self, candidate: Candidate) -> dict[str, Timing]:
         """The candidate against the default at every point."""
@@ -169,7 +181,7 @@ class Subject:
     def _race(self, candidate: Candidate, case: Case) -> Timing:
         """Calls of both in turns: what slows the machine meets both, and leaves their ratio alone."""
         turns = self._inputs(case)
-        outputs = [_blank(*spec) for spec in case.outputs.values()]
+        outputs = self._outputs(case).values()
 
         def timed(racer: Candidate) -> float:
             call, arguments = racer.call, (*next(turns), *next(racer.turns), *outputs)
@@ -260,10 +272,6 @@ def _cases(
         )
 
     return [case(dims) for dims in sizes]
-
-
-def _blank(shape: tuple[int, ...], dtype: str) -> Any:
-    return tvm.runtime.tensor(np.full(shape, np.nan if dtype.startswith("float") else -1, dtype))
 
 
 def _error(got: np.ndarray, want: np.ndarray) -> float:

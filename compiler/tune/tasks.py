@@ -19,6 +19,7 @@ _PIXELS = (28, 28)  # of an image where the model leaves them open
 # Templates that are compared at long prompts: for few rows their kernels are others.
 _LONG = (
     *("lowbit", "table", "outliers", "dense", "lowbit_mma", "int8_mma", "bf16_mma", "f16_mma"),
+    *("fp8_mma", "fp8_f16_mma"),
     *("lowbit_cuda", "table_cuda", "dense_cuda"),
 )
 _BLOCK = 64  # keys side by side in the packed cache

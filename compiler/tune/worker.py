@@ -31,6 +31,7 @@ from llmc.tune.task import Measurement, Status, Task
 
 STARTED, PREPARED, BUILT, GO = "started", "prepared", "built", "go"
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Cannot allocate memory")
+_KEPT = 4  # tasks whose data stay where nothing limits the process's memory
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ Subjects = OrderedDict[tuple[str, bool, int], Subject]
 
 
 def main() -> None:
-    """The process's entry: its two arguments are the connection's descriptor and how many bytes it may allocate.
+    """The process's entry: its two arguments are the connection's descriptor and how many bytes it may allocate; 0: as
+    many as there are.
 
     From the first line on it dies with its parent. A process that is stopped before that would stand still for ever
     when its parent is killed: hence STARTED.
@@ -55,7 +57,8 @@ def main() -> None:
     die_with_parent()
     parent, memory = Connection(int(sys.argv[1])), int(sys.argv[2])
     used = _pages(0)  # TVM's libraries, mostly
-    resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+    if memory:
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     subjects: Subjects = OrderedDict()
     parent.send(STARTED)
@@ -92,6 +95,8 @@ def _serve(job: Job, subjects: Subjects, parent: Connection) -> Measurement | Ll
     try:
         kernel = subject.build(job.config)
         seconds = time.process_time() - start
+    except Rejected as rejected:
+        return failed(rejected.status, str(rejected))
     except Exception as error:
         return failed("memory" if _is_memory(error) else "build", one_line(error))
     parent.send(BUILT)
@@ -124,11 +129,26 @@ def _subject(job: Job, subjects: Subjects) -> Subject:
     """The task's data, made on first use; the tasks used last are kept, as long as they fit."""
     key = (f"{job.task.key} {job.task.points}", job.careful, job.seed)
     if key not in subjects:
-        while subjects and 2 * _pages(1) > resource.getrlimit(resource.RLIMIT_AS)[0]:
+        while subjects and _is_full(len(subjects)):
             subjects.popitem(last=False)
-        subjects[key] = Subject(job.task, job.careful, job.seed)
+        subjects[key] = _new_subject(job)
     subjects.move_to_end(key)
     return subjects[key]
+
+
+def _is_full(tasks: int) -> bool:
+    """Is there no room for another task's data?"""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return tasks >= _KEPT if limit == resource.RLIM_INFINITY else 2 * _pages(1) > limit
+
+
+def _new_subject(job: Job) -> Subject:
+    if job.task.target.kind != "cuda":
+        return Subject(job.task, job.careful, job.seed)
+
+    from llmc.tune.gpu_subject import GpuSubject  # not for CPUs: what serves GPUs takes its time to load
+
+    return GpuSubject(job.task, job.careful, job.seed)
 
 
 @contextmanager

@@ -205,9 +205,8 @@ class _Part:
             for piece in range(share.each):
                 number = self.at + piece * share.across
                 with T.If(T.And(self.key == 0, number < share.pieces)), T.Then():
-                    for i in range(share.width):
-                        x = self.sums[m][piece * share.width + i]
-                        T.buffer_store(self.parts, x, [self.warp, m, number * share.width + i])
+                    sums = self.sums[m].buffer[span(piece * share.width, share.width)]
+                    T.buffer_store(self.parts, sums, [self.warp, m, span(number * share.width, share.width)])
         barrier()
         for m in range(self.height):
             place = [self.b, self.kv, self.row0 + m, split]

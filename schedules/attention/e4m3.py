@@ -20,12 +20,18 @@ _DOWN, _UP = 2.0**-120, 2.0**120  # between exponents' biases
 
 
 def rounded(y: Any, n: int = 1) -> Any:
-    """Codes, as int32, of `n` float32 in [-448, 448]: to nearest, ties to even."""
+    """Codes, as int32, of `n` float32 in [-448, 448]: to nearest, ties to even. Zero has one code."""
     bits = T.bind(T.reinterpret(_vector("int32", n), y * _splat(T.float32(_DOWN), n)))
     number = T.bind(T.bitwise_and(bits, _i32(0x7FFFFFFF, n)))
     even = T.bitwise_and(T.shift_right(number, _i32(_MANTISSA, n)), _i32(1, n))
-    number = T.shift_right(number + even + _i32((1 << _MANTISSA - 1) - 1, n), _i32(_MANTISSA, n))
-    return number + T.shift_right(bits, _i32(31, n)) * _i32(128, n)
+    number = T.bind(T.shift_right(number + even + _i32((1 << _MANTISSA - 1) - 1, n), _i32(_MANTISSA, n)))
+    sign = T.shift_right(bits, _i32(31, n))  # 0, or all bits
+    return number + T.Select(number > _i32(0, n), sign * _i32(128, n), _i32(0, n))
+
+
+def rounded_number(y: Any, n: int = 1) -> Any:
+    """`rounded`, as the float32 that has the code's number."""
+    return T.Cast(_vector("float32", n), rounded(y, n))
 
 
 def widened(codes: Any, n: int = 1) -> Any:
@@ -39,7 +45,7 @@ def rounded_array(y: np.ndarray) -> np.ndarray:
     bits = (y.astype(np.float32) * np.float32(_DOWN)).view(np.int32)
     number = bits & 0x7FFFFFFF
     number = (number + (number >> _MANTISSA & 1) + ((1 << _MANTISSA - 1) - 1)) >> _MANTISSA
-    return (number + (bits >> 31) * 128).astype(np.int8)
+    return (number + np.where(number > 0, (bits >> 31) * 128, 0)).astype(np.int8)
 
 
 def widened_array(codes: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ class Rounding:
                 scaled = x * simd.splat(inverse, n)
                 scaled = scaled if f.floats else simd.round_even(scaled)
                 code = T.bind(T.min(T.max(scaled, simd.f32(f.lowest, n)), simd.f32(f.highest, n)))
-                yield c, n, T.bind(T.Cast(code.dtype, e4m3.rounded(code, n))) if f.floats else code
+                yield c, n, T.bind(e4m3.rounded_number(code, n)) if f.floats else code
 
     def largest(self, xs: Any) -> Any:
         """The largest lane of some vectors."""

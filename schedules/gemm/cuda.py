@@ -241,12 +241,12 @@ def linear(
     same: dict[str, Any] = {"bias": bias, "activation": activation, "residual": residual}
     rounded: list[Kernel] = []
     if isinstance(weight, np.ndarray):
-        plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(*weight.shape, **same))
+        N, K = weight.shape
+        plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(N, K, **same))
         if activations == "bf16":
-            N, K = weight.shape
             rounded.append(Kernel(MMA_BF16, Bf16LinearWorkload(N, K, **same, activations="bf16")))
         if activations == "f16":
-            rounded.append(Kernel(MMA_F16, F16LinearWorkload(*weight.shape, **same, activations="f16")))
+            rounded.append(Kernel(MMA_F16, F16LinearWorkload(N, K, **same, activations="f16")))
     elif weight.table == E4M3:
         plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(weight.N, weight.K, **same))
         for template, x in ((MMA_FP8, "fp8"), (MMA_FP8_F16, "f16")):

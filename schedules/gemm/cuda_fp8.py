@@ -1,7 +1,7 @@
 """Linear layers on tensor cores with weights in E4M3: times x in E4M3 from sm_89 on, times x in float16 before.
 
-x in E4M3 takes two kernels: the first finds the largest magnitude of every row, the second divides by it on the way into
-shared memory. Both scales come on the finished sums.
+x in E4M3 takes two kernels: the first finds the largest magnitude of every row, the second divides by it on the way
+into shared memory. Both scales come on the finished sums.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -16,17 +16,24 @@ import numpy as np
 
 from llmc.errors import KernelError
 from llmc.schedules.base import Arrays, Config, Space, Template, Workload
+from llmc.schedules.formats import TABLES, Outliers, QuantizedWeight
 from llmc.schedules.gemm.bf16 import Bf16Linear, Bf16LinearWorkload
 from llmc.schedules.gemm.bf16_packing import round_to_bf16
-from llmc.schedules.gemm.cuda_mma_decode import DecodeTile
+from llmc.schedules.gemm.cuda_mma_decode import DecodeTile, room_for_x
 from llmc.schedules.gemm.cuda_mma_int8 import GROUPS, Int8Block
 from llmc.schedules.gemm.cuda_mma_kernel import MmaBlock, MmaKernel, plane_dtypes
+from llmc.schedules.gemm.cuda_mma_outliers import pack_outliers
 from llmc.schedules.gemm.cuda_mma_packing import FragmentLayout
-from llmc.schedules.gemm.cuda_mma_tile import BlockTile
-from llmc.schedules.gemm.lowbit import LowBitLinear, LowBitLinearWorkload
+from llmc.schedules.gemm.cuda_mma_tile import BlockTile, Split, best_split
+from llmc.schedules.gemm.lowbit import TABLE, LowBitLinear, LowBitLinearWorkload, TableLinearWorkload
 from llmc.schedules.gemm.packing import stored_dtype
 from llmc.targets.base import Target
 from llmc.targets.cuda import CudaTarget
+
+_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+_RESIDENT = 2  # blocks that a multiprocessor has at once, at least
+_WARPS = 8  # that share k in decoding
+_SHARED_STEPS = 6  # from so many on, blocks of many rows share k
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,9 @@ class _MmaTemplate(Template):
 
     Knobs: more than 16 rows go to blocks of BM rows by BN columns, whose warps stand `down` over one another; fewer go
     to blocks of 32 columns, whose `along` warps share k. Weights are copied `stages` - 1 steps ahead, `few_stages` - 1
-    for few rows. k is shared by `few_split` blocks for few rows, by up to `split` for more, where multiprocessors were
-    idle without.
+    for few rows. Up to 8 rows, as shared memory has room for them (`cuda_mma_decode`), go to blocks of 32 columns and
+    `warps` that share k, each with `ahead` loads on their way. k is shared by `one_split` such blocks, by `few_split`
+    for few rows, by up to `split` for more, where multiprocessors were idle without.
     """
 
     block: type[MmaBlock] = MmaBlock
@@ -59,21 +67,30 @@ class _MmaTemplate(Template):
 
     def space(self, workload: Any, target: Target) -> Space:
         knobs: dict[str, tuple[int | str, ...]] = {"BM": (32, 64, 128), "BN": (64, 128), "down": (1, 2, 4)}
-        knobs |= {"stages": (2, 3, 4), "along": (1, 2, 4, 8), "few_stages": (2, 3, 4)}
-        knobs |= {"split": (1, 2, 4, 8), "few_split": (1, 2, 3, 4, 6, 8, 12, 16)}
-        knobs |= {"warps": (2, 4, 8, 16), "ahead": (1, 2, 4, 8), "one_split": (1, 2, 3, 4, 6, 8, 12, 16)}
+        knobs |= {"stages": (2, 3, 4), "split": (1, 2, 4, 8)}
+        knobs |= {"along": (1, 2, 4, 8), "few_stages": (2, 3, 4), "few_split": _SPLITS}
+        knobs |= {"warps": (2, 4, 8, 16), "ahead": (1, 2, 4, 8), "one_split": _SPLITS}
         return Space(knobs, lambda config: self._valid(config, workload, target))
 
     def default(self, workload: Any, target: Target) -> dict[str, int | str]:
-        """The deepest pipeline that shared memory holds; for few rows, the most warps that share k."""
-        for config in _preferred():
+        """The deepest pipelines that shared memory holds, and the most warps that share k where there are few rows; as
+        many blocks as pay for the second launch."""
+        assert isinstance(target, CudaTarget)
+        layout, resident = self.fragments(workload), _RESIDENT * target.multiprocessors
+        for config in _preferred(layout):
+            decode, few, many = _tiles(config)
+            config["one_split"] = best_split(decode.rounds(layout), layout.tiles, resident, _SPLITS)
+            config["few_split"] = best_split(few.steps(layout, workload.K), layout.tiles, resident, _SPLITS)
+            if many.steps(layout, workload.K) < _SHARED_STEPS:
+                config["split"] = 1
             if self._valid(config, workload, target):
                 return config
         raise KernelError(f"{workload.key()} has no configuration", where=target.name)
 
     def layout(self, workload: Any, config: Config, target: Target) -> str:
         layout, planes = self.fragments(workload), ".".join(f"{n}-{d}" for n, d in plane_dtypes(workload).items())
-        return f"mma.{layout.width}.{layout.pack}.{layout.halves}.{planes}"
+        order = ".rows" if layout.in_rows else ""
+        return f"mma.{layout.width}.{layout.pack}.{layout.halves}{order}.{planes}"
 
     def build(self, workload: Any, target: Target, config: Config) -> Any:
         if not self.accepts(workload, target):
@@ -81,14 +98,13 @@ class _MmaTemplate(Template):
         layout, kind = self.fragments(workload), self.kind(workload)
         return MmaKernel(workload, target, _tiles(config), layout, kind, self.block).build()
 
-    def _valid(self, config: Config, workload: Any, target: Target) -> bool:
+    def _valid(self, config: Config, w: Any, target: Target) -> bool:
         assert isinstance(target, CudaTarget)
         decode, few, many = _tiles(config)
-        layout, group = self.fragments(workload), getattr(workload, "group_size", workload.K)
-        even = few.splits_evenly(layout, workload.K)
-        room = target.block_shared_bytes // 2
-        even = even and decode.fits(layout, group if group < workload.K else None, room)
-        return even and all(self._fits(tile, workload, target) for tile in (few, many))
+        layout, size = self.fragments(w), getattr(w, "group_size", w.K)
+        decodes = decode.fits(layout, size if size < w.K else None, room_for_x(target))
+        even = Split.even(few.steps(layout, w.K), few.split).parts == few.split
+        return decodes and even and all(self._fits(tile, w, target) for tile in (few, many))
 
     def _fits(self, tile: BlockTile, w: Any, target: Target) -> bool:
         """Are its shapes whole, and are there registers and shared memory for a block?"""
@@ -120,7 +136,7 @@ class MmaLowBitLinear(_MmaTemplate, LowBitLinear):
         zero = not w.symmetric or (float(w.zero).is_integer() and 0 <= w.zero <= 1024)
         step, size = self.fragments(w).step, w.group_size
         groups = size >= w.K or (size % 16 == 0 and (step % size == 0 or size % step == 0))
-        return w.activations == "a32" and w.bits > 1 and w.K % 4 == 0 and zero and groups
+        return w.activations == "a32" and zero and groups
 
     def fragments(self, workload: Any) -> FragmentLayout:
         return _fragments(workload, 2)
@@ -160,7 +176,7 @@ class MmaInt8Linear(MmaLowBitLinear):
         # A code less the zero point has a byte with sign; codes without one are multiplied as they are.
         zero = not w.symmetric or (float(w.zero).is_integer() and 0 <= w.zero <= 128 and 2**w.bits - 1 - w.zero < 128)
         groups = w.group_size in GROUPS and w.group_size < w.K
-        return w.activations == "a8" and w.bits > 1 and w.K % 4 == 0 and zero and groups
+        return w.activations == "a8" and zero and groups
 
     def fragments(self, workload: Any) -> FragmentLayout:
         return _fragments(workload, 4)
@@ -172,6 +188,92 @@ class MmaInt8Linear(MmaLowBitLinear):
         return LowBitLinear._products(self, workload, inputs, weight)
 
 
+@dataclass(frozen=True)
+class HalfTableLinearWorkload(TableLinearWorkload):
+    """As `TableLinearWorkload`, with x and the values of the table rounded to float16; sums are float32."""
+
+    @property
+    def kernel_name(self) -> str:
+        return f"linear_{self.values}a16"
+
+
+class MmaTableLinear(MmaLowBitLinear):
+    """Template "table_mma": `MmaLowBitLinear` for codes that stand for the values of a table."""
+
+    name = "table_mma"
+    serves = HalfTableLinearWorkload
+
+    def example_weights(self, workload: Any, rng: np.random.Generator) -> dict[str, Any]:
+        return TABLE.example_weights(workload, rng)
+
+    def _products(self, workload: Any, inputs: Mapping[str, np.ndarray], weight: Any) -> np.ndarray:
+        x = np.asarray(inputs["x"], np.float16).astype(np.float64)
+        values = np.array(TABLES[workload.values], np.float16).astype(np.float64)[np.asarray(weight.q)]
+        scale = np.repeat(np.asarray(weight.scale, np.float64), weight.group_size, axis=1)[:, : workload.K]
+        return x @ (values * scale).T
+
+
+class MmaInt8TableLinear(MmaInt8Linear):
+    """Template "int8_table_mma": the same for x in int8, and values as whole numbers of `formats.STEPS`."""
+
+    name = "int8_table_mma"
+    serves = TableLinearWorkload
+
+    def example_weights(self, workload: Any, rng: np.random.Generator) -> dict[str, Any]:
+        return TABLE.example_weights(workload, rng)
+
+
+@dataclass(frozen=True)
+class HalfOutlierLinearWorkload(HalfLinearWorkload):
+    """As `HalfLinearWorkload`, with `outliers` channels that are multiplied apart, as float16."""
+
+    outliers: int = 0
+
+    @classmethod
+    def of(cls, weight: QuantizedWeight, **epilogue_: Any) -> HalfOutlierLinearWorkload:
+        """The workload that multiplies with `weight`, which has outliers."""
+        plain = HalfLinearWorkload.of(replace(weight, outliers=None), **epilogue_)
+        return cls(**vars(plain), outliers=len(weight.outlier_channels))
+
+    @property
+    def kernel_name(self) -> str:
+        return f"{super().kernel_name}_outliers"
+
+
+class MmaOutlierLinear(MmaLowBitLinear):
+    """Template "outliers_mma": `MmaLowBitLinear` for weights with outliers. Packed: the same, and
+    `cuda_mma_outliers`, before the bias."""
+
+    name = "outliers_mma"
+    serves = HalfOutlierLinearWorkload
+
+    def accepts(self, workload: Workload, target: Target) -> bool:
+        return super().accepts(workload, target) and isinstance(workload, LowBitLinearWorkload) and workload.symmetric
+
+    def layout(self, workload: Any, config: Config, target: Target) -> str:
+        return f"{super().layout(workload, config, target)}.{workload.outliers}"
+
+    def prepack(self, weights: Mapping[str, Any], workload: Any, config: Config, target: Target) -> Arrays:
+        weight: QuantizedWeight = weights["weight"]
+        assert weight.outliers is not None
+        plain = MmaLowBitLinear.prepack(
+            self, {**weights, "weight": _without_outliers(weight)}, workload, config, target
+        )
+        bias = {"bias": plain.pop("bias")} if workload.bias else {}
+        return plain | pack_outliers(workload, weight.outliers) | bias
+
+    def example_weights(self, workload: Any, rng: np.random.Generator) -> dict[str, Any]:
+        weights = super().example_weights(workload, rng)
+        channels = np.sort(rng.permutation(workload.K)[: workload.outliers]).astype(np.int32)
+        columns = rng.standard_normal((workload.N, workload.outliers), np.float32)
+        return weights | {"weight": replace(weights["weight"], outliers=Outliers(channels, columns))}
+
+    def _products(self, workload: Any, inputs: Mapping[str, np.ndarray], weight: Any) -> np.ndarray:
+        plain = super()._products(workload, inputs, _without_outliers(weight))
+        aside = np.asarray(inputs["x"], np.float16)[:, weight.outliers.channels].astype(np.float64)
+        return plain + aside @ np.asarray(weight.outliers.columns, np.float16).T.astype(np.float64)
+
+
 class MmaBf16Linear(_MmaTemplate, Bf16Linear):
     """Template "bf16_mma": weights and x in bfloat16. Weights in: weight [N, K] float32, bias [N]. Packed: q of
     `cuda_mma_packing`, bias [N]."""
@@ -181,7 +283,7 @@ class MmaBf16Linear(_MmaTemplate, Bf16Linear):
     def accepts(self, workload: Workload, target: Target) -> bool:
         if not isinstance(workload, Bf16LinearWorkload) or target.kind != "cuda":
             return False
-        return workload.activations == "bf16" and workload.K % 4 == 0
+        return workload.activations == "bf16"
 
     def fragments(self, workload: Any) -> FragmentLayout:
         return FragmentLayout(workload.N, workload.K, 16, 2, workload.halves)
@@ -195,7 +297,17 @@ class MmaBf16Linear(_MmaTemplate, Bf16Linear):
 
 
 def _fragments(w: LowBitLinearWorkload, pack: int) -> FragmentLayout:
-    return FragmentLayout(w.N, w.K, 4 if w.bits == 3 else w.bits, pack, w.halves)
+    # A unit of one bit with 16-bit elements would be more k than a step: they take two.
+    width = {3: 4, 1: 1 if pack == 4 else 2}.get(w.bits, w.bits)
+    return FragmentLayout(w.N, w.K, width, pack, w.halves, bool(w.table))
+
+
+def _without_outliers(weight: QuantizedWeight) -> QuantizedWeight:
+    """The same, with zeros in the channels of outliers."""
+    assert weight.outliers is not None
+    codes = np.array(weight.q)
+    codes[:, weight.outliers.channels] = weight.zero
+    return replace(weight, q=codes, outliers=None)
 
 
 def _tiles(config: Config) -> tuple[DecodeTile, BlockTile, BlockTile]:
@@ -206,13 +318,15 @@ def _tiles(config: Config) -> tuple[DecodeTile, BlockTile, BlockTile]:
     return decode, few, BlockTile(c["BM"], c["down"], c["BN"] // 32, 1, c["stages"], c["split"])
 
 
-def _preferred() -> Iterator[dict[str, int | str]]:
+def _preferred(layout: FragmentLayout) -> Iterator[dict[str, int | str]]:
     # Blocks of 256 threads (BN = 128) would read x half as often, but ptxas then squeezes some of them into 128
     # registers, and spills.
     for along, few_stages, stages in product((4, 2, 1), (4, 3, 2), (4, 3, 2)):
         config = {"BM": 64, "BN": 64, "down": 2, "stages": stages, "along": along, "few_stages": few_stages}
-        for ahead in (4, 8, 2, 1):
-            yield {**config, "split": 4, "few_split": 1, "warps": 8, "ahead": ahead, "one_split": 1}
+        config |= {"split": 4, "few_split": 1, "warps": _WARPS, "one_split": 1}
+        # All warps should have chunks.
+        for ahead in sorted((4, 2, 1, 8), key=lambda ahead: -(-layout.units // ahead) < _WARPS):
+            yield {**config, "ahead": ahead}
 
 
 def _bias(weights: Mapping[str, Any], workload: Any) -> Arrays:
@@ -220,3 +334,5 @@ def _bias(weights: Mapping[str, Any], workload: Any) -> Arrays:
 
 
 MMA_LOWBIT, MMA_INT8, MMA_BF16 = MmaLowBitLinear(), MmaInt8Linear(), MmaBf16Linear()
+MMA_OUTLIERS = MmaOutlierLinear()
+MMA_TABLE, MMA_INT8_TABLE = MmaTableLinear(), MmaInt8TableLinear()

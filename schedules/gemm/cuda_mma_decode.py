@@ -7,19 +7,28 @@ loads of 16 bytes a lane on their way; it waits for no other warp until the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llmc.schedules.gemm.cuda_mma_outliers import Aside
 from llmc.schedules.gemm.cuda_mma_packing import TILE, FragmentLayout
 from llmc.schedules.gemm.cuda_mma_tile import Split
 from llmc.targets import mma
+from llmc.targets.cuda import CudaTarget
 from llmc.targets.threads import WARP, Cell, barrier, shared, strided
 from llmc.tvm_shim import T
 
 _ROWS = mma.COLUMNS  # of x, at most
 _TOGETHER = 4  # registers of x that a lane loads at once: 16 bytes
 _PITCH = TILE + 4  # of sums in shared memory: lanes of a warp, which have 8 rows and 4 pairs of columns, meet all banks
+
+
+_STATIC = 32 << 10  # bytes of shared memory that are left for all but x
+
+
+def room_for_x(target: CudaTarget) -> int:
+    """Bytes of a block's shared memory that its rows of x may have."""
+    return target.block_shared_bytes - _STATIC
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,10 @@ class DecodeTile:
 
     def chunks(self, layout: FragmentLayout) -> int:
         return -(-layout.units // self.ahead)
+
+    def rounds(self, layout: FragmentLayout) -> int:
+        """Chunks that a warp has, where one block has all of k."""
+        return -(-self.chunks(layout) // self.warps)
 
     def share(self, layout: FragmentLayout) -> Split:
         return Split.even(self.chunks(layout), self.split)
@@ -79,7 +92,7 @@ class DecodeBlock:
         self.begin = T.bind(part * share)
         count = T.min(T.int64(tile.chunks(self.layout)) - self.begin, T.int64(share))
         self.count = count if tile.split > 1 else T.int64(share)
-        self.blocks = share * self.depth // (_TOGETHER * 4 * self.layout.pack)  # of k, in the block's part of a row of x
+        self.blocks = share * self.depth // (_TOGETHER * 4 * self.layout.pack)  # of a row of x
 
     def emit(self) -> None:
         words = self.tile.words(self.layout)
@@ -106,6 +119,9 @@ class DecodeBlock:
             for plane in planes.values():
                 plane.load(T.int64(0))
             self._fold(self.sums, self.row_sums, planes, None, self.sums)
+        if self.k.aside is not None:
+            with T.If(T.And(self.part == 0, self.warp == 0)), T.Then():
+                self._add_outliers(self.k.aside)
         self._finish()
 
     # Loads
@@ -145,8 +161,7 @@ class DecodeBlock:
     def _four(self, row: Any, k: Any, there: Any = True) -> Any:
         """x[row, k …], zeros beyond its end."""
         held = T.alloc_buffer((4,), "float32", scope="local")
-        value = self.k.x[row, T.ramp(k, 1, 4)]
-        T.buffer_store(held, T.if_then_else(T.And(there, k < self.k.w.K), value, T.broadcast(T.float32(0), 4)), [T.ramp(0, 1, 4)])
+        self.k.load_x(held, 0, row, k, T.And(there, k < self.k.w.K))
         return held
 
     def _store(self, row: Any, block: Any, side: Any, held: list[Any]) -> None:
@@ -216,6 +231,13 @@ class DecodeBlock:
 
     # The end
 
+    def _add_outliers(self, aside: Aside) -> None:
+        for product in range(aside.products):
+            words = aside.columns_of(self.column, self.lane, product)
+            b = aside.x_of(T.min(self.r, self.k.M - 1), self.q, product)
+            for p, c in enumerate(self.sums):
+                mma.multiply_add("f16", c, [words[i][2 * p + h] for i in range(2) for h in range(2)], b)
+
     def _finish(self) -> None:
         """The sums of all warps, and what becomes of them."""
         parts = shared((self.tile.warps, _ROWS, _PITCH))
@@ -240,8 +262,8 @@ class DecodeBlock:
 
 
 class _Plane:
-    """A lane's values of one plane and group, as they are in memory: for the eight columns 2 q' + e of a lane q' = r / 2
-    of C, of which the lane's own rows 8 j + r are those with e = r % 2."""
+    """A lane's values of one plane and group, as they are in memory: for the eight columns 2 q' + e of C, q' = r / 2,
+    of which the lane's own rows 8 j + r are those with e = r % 2."""
 
     def __init__(self, block: DecodeBlock, name: str) -> None:
         self.block, self.plane, self.dtype = block, block.k.planes[name], block.k.plane_dtypes[name]

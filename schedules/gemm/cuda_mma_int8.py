@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmc.schedules.gemm.cuda_mma_codes import ByteCodes
+from llmc.schedules.formats import STEPS
+from llmc.schedules.gemm.cuda_mma_codes import ByteCodes, ByteTable
 from llmc.schedules.gemm.cuda_mma_decode import DecodeBlock
 from llmc.schedules.gemm.cuda_mma_kernel import MmaBlock
 from llmc.schedules.gemm.cuda_mma_tile import swizzled
@@ -52,7 +53,7 @@ class Int8DecodeBlock(DecodeBlock):
                     T.buffer_store(words, _four_codes(values[4 * i : 4 * i + 4], inverse), [start + i])
                 group = T.floordiv(block * 4 + start, T.int64(together))
                 with T.If(T.And(item < items, T.floormod(item, T.int64(4 * max(1, together // 4))) == 0)), T.Then():
-                    T.buffer_store(self.x_scale, largest * T.float32(1 / 127), [row, group])
+                    T.buffer_store(self.x_scale, largest * T.float32(_unit(self.k.table)), [row, group])
             with T.If(item < items), T.Then():
                 to = block * 16 + side * 4
                 T.buffer_store(self.x, words[T.ramp(0, 1, 4)], [row, T.ramp(to, 1, 4)])
@@ -68,7 +69,7 @@ class Int8DecodeBlock(DecodeBlock):
 class Int8Block(MmaBlock):
     """As `MmaBlock`, for elements of 8 bits. `x_scale` [2, rows, groups of a step] in shared memory."""
 
-    codes = ByteCodes
+    codes, tables = ByteCodes, ByteTable
     decode = Int8DecodeBlock
 
     def emit(self) -> None:
@@ -94,7 +95,7 @@ class Int8Block(MmaBlock):
             T.buffer_store(self.a, words[T.ramp(0, 1, 4)], [slot, row, T.ramp(to, 1, 4)])
             with T.If(T.floormod(chunk, T.int64(together)) == 0), T.Then():
                 group = T.floordiv(chunk, T.int64(together))
-                T.buffer_store(self.x_scale, largest * T.float32(1 / 127), [slot, row, group])
+                T.buffer_store(self.x_scale, largest * T.float32(_unit(self.k.table)), [slot, row, group])
 
     def _fold_span(self, sums: Any, row_sums: list[list[Cell]], slot: Any, a_slot: Any, span: int) -> None:
         scale = self._of_span("scale", slot, span)
@@ -110,6 +111,11 @@ class Int8Block(MmaBlock):
                             value = value - zero[2 * j + e] * _float(row_sums[m][2 * h].v)
                         total = self.sums[m][j][2 * h + e]
                         total.v = total.v + value * (of_x * scale[2 * j + e])
+
+
+def _unit(table: str) -> float:
+    """What the scale of x is, relative to its largest value: with it, weights of a table are whole numbers."""
+    return 1 / (127 * STEPS.get(table, 1))
 
 
 def _largest(values: list[Any]) -> Any:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from llmc.schedules.gemm.cuda_mma_codes import Codes, HalfCodes
-from llmc.schedules.gemm.cuda_mma_decode import DecodeBlock, DecodeTile
+from llmc.schedules.gemm.cuda_mma_codes import Codes, HalfCodes, HalfTable, Operands
+from llmc.schedules.gemm.cuda_mma_decode import DecodeBlock, DecodeTile, room_for_x
 from llmc.schedules.gemm.cuda_mma_end import Ending
+from llmc.schedules.gemm.cuda_mma_outliers import Aside
 from llmc.schedules.gemm.cuda_mma_packing import TILE, FragmentLayout
 from llmc.schedules.gemm.cuda_mma_tile import CHUNKS, BlockTile, Split, swizzled
 from llmc.schedules.gemm.lowbit_kernel import widened
@@ -49,10 +50,14 @@ class MmaKernel:
         self.tiles, self.layout = tiles, layout
         self.kind, self.block = kind, block
         self.decode_kind = {"s8u8": "u8s8"}.get(kind, kind)  # the weight on the left
-        self.room = target.block_shared_bytes // 2  # of shared memory, for x of few rows
+        self.room = room_for_x(target)
         self.plane_dtypes = plane_dtypes(workload)
         self.symmetric: bool = getattr(workload, "symmetric", True)
-        self.codes = block.codes(layout, getattr(workload, "zero", 0.0) if self.symmetric else None)
+        self.table: str = getattr(workload, "table", "")
+        if self.table:
+            self.codes: Operands = block.tables(self.table)
+        else:
+            self.codes = block.codes(layout, getattr(workload, "zero", 0.0) if self.symmetric else None)
         size = getattr(workload, "group_size", workload.K)
         self.group = size if size < workload.K else None
         self.groups = -(-workload.K // size)
@@ -68,6 +73,7 @@ class MmaKernel:
             for name, dtype in self.plane_dtypes.items():
                 plane = T.Buffer((layout.tiles, self.groups, TILE), stored_dtype(dtype))
                 self.planes[name] = T.arg(name, plane)
+            self.aside = Aside(self) if getattr(w, "outliers", 0) else None
             self.bias = T.arg("bias", T.Buffer((w.N,), "float32")) if w.bias else None
             y = T.arg("y", T.handle())
             self.M = T.int64()
@@ -79,12 +85,12 @@ class MmaKernel:
 
     def _launch(self) -> None:
         decode, few, many = self.tiles
-        decoded = decode.rows(self.layout, self.room)  # rows of x
+        decodes = decode.rows(self.layout, self.room) >= self.M
         split_few, split_many = Split.even(few.steps(self.layout, self.w.K), few.split), self._split(many)
         parts = T.Select(self.M <= FEW, T.int64(split_few.parts), T.Cast("int64", split_many.parts))
-        parts = T.bind(T.Select(self.M <= decoded, T.int64(decode.split), parts))
+        parts = T.bind(T.Select(decodes, T.int64(decode.split), parts))
         self.end = Ending(self, parts if decode.split * few.split * many.split > 1 else None)
-        with T.If(self.M <= decoded):
+        with T.If(decodes):
             with T.Then():
                 with launch(decode.threads, self.layout.tiles, decode.split, T.min(self.M, T.int64(1))) as at:
                     self.block.decode(self, decode, *at[:3]).emit()
@@ -94,6 +100,20 @@ class MmaKernel:
                 with T.Else():
                     self._launch_tile(many, split_many)
         self.end.merge()
+
+    def load_x(self, into: Any, at: int, row: Any, k: Any, there: Any) -> None:
+        """into[at …] := four of a row of x; zeros unless they are `there`, and beyond K."""
+        zero = T.float32(0)
+        if self.w.K % 4 == 0:
+            value = self.x[row, T.ramp(k, 1, 4)]
+            if there is not True:
+                value = T.if_then_else(there, value, T.broadcast(zero, 4))
+            T.buffer_store(into, value, [T.ramp(at, 1, 4)])
+            return
+        for i in range(4):  # rows begin anywhere
+            found = k + i < self.w.K
+            value = T.if_then_else(found if there is True else T.And(there, found), self.x[row, k + i], zero)
+            T.buffer_store(into, value, [at + i])
 
     def rounded(self, low: Any, high: Any) -> Any:
         """Two float32 in one register, as products take them."""
@@ -128,6 +148,7 @@ class MmaBlock:
     """What one thread does of one block's tile, for products of 16-bit elements."""
 
     codes: type[Codes] = HalfCodes
+    tables: type[Operands] = HalfTable
     decode: type[DecodeBlock] = DecodeBlock
 
     def __init__(
@@ -206,6 +227,9 @@ class MmaBlock:
         if tile.along > 1:
             self._add_up()
         with T.If(self.along == 0), T.Then():
+            if self.k.aside is not None:
+                with T.If(self.part == 0), T.Then():
+                    self._add_outliers(self.k.aside)
             self._finish()
 
     def _copy_weights(self, step: Any, slot: Any) -> None:
@@ -265,10 +289,8 @@ class MmaBlock:
             m = T.bind(T.min(self.first_row + row, self.k.M - 1))
             k = T.bind(step * self.depth + chunk * elements)
             for part in range(0, elements, 4):
-                value = self.k.x[m, T.ramp(k + part, 1, 4)]
-                if K % self.depth:
-                    value = T.if_then_else(k + part < K, value, T.broadcast(T.float32(0), 4))
-                T.buffer_store(self.held, value, [T.ramp(item * elements + part, 1, 4)])
+                there = k + part < K if K % self.depth else True
+                self.k.load_x(self.held, item * elements + part, m, k + part, there)
 
     def _store_x(self, slot: Any) -> None:
         """Rounded, as rows of 16-byte chunks."""
@@ -380,6 +402,16 @@ class MmaBlock:
             for i, cell in enumerate(cells):
                 for other in range(tile.along - 1):
                     cell.v = cell.v + parts[other, place, i, self.lane]
+
+    def _add_outliers(self, aside: Aside) -> None:
+        tile = T.bind(T.min(self.first_tile + self.across, T.int64(self.layout.tiles - 1)))
+        for product in range(aside.products):
+            b = aside.columns_of(tile, self.lane, product)
+            for m, row in enumerate(self.sums):
+                first = self.first_row + (self.down * self.tile.products + m) * mma.ROWS + self.r
+                low, high = (aside.x_of(T.min(first + 8 * h, self.k.M - 1), self.q, product) for h in range(2))
+                for j, registers in enumerate(row):
+                    mma.multiply_add("f16", registers, [low[0], high[0], low[1], high[1]], [b[0][j], b[1][j]])
 
     def _finish(self) -> None:
         """The columns of y; where blocks share k, this one's part of their sums."""

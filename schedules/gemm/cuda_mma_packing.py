@@ -8,7 +8,8 @@ A tile is 32 rows of the weight, four matrices B. A unit of it is as much k as o
 thread: `registers` registers of B.
 
     q      [tiles, units, 128] uint32: of every thread a word for each of the four matrices. Bits width i … of each
-           element of a word (16 bits, or 8) are the code of register i
+           element of a word (16 bits, or 8) are the code of register i. Where codes are looked up (`in_rows`),
+           those of a register lie side by side instead: one instruction takes four of them
     scale  [tiles, groups, 32] float32 or float16, or the upper halves of float32: bfloat16; in the order q, j, e, where
            matrix j has them in column 2 q + e: the eight that a thread needs lie side by side
     zero   [tiles, groups, 32] float32: only where zero points differ between groups
@@ -29,13 +30,14 @@ TILE = 32  # rows of the weight
 
 @dataclass(frozen=True)
 class FragmentLayout:
-    """Where the weight [N, K] of codes with `width` bits goes, for registers of `pack` elements."""
+    """Where the weight [N, K] of codes with `width` bits goes, for registers of `pack` elements (`in_rows`: above)."""
 
     N: int
     K: int
     width: int
     pack: int
     halves: int
+    in_rows: bool = False
 
     @property
     def registers(self) -> int:
@@ -73,7 +75,11 @@ class FragmentLayout:
         taken = np.pad(taken, ((0, 0), (0, self.units * self.unit - self.K))).astype(np.uint32)
         # Row 8 j + r of a tile; k = ((unit, register), q, element).
         parts = taken.reshape(self.tiles, 4, 8, self.units, self.registers, 4, self.pack)
-        shifts = self.width * np.arange(self.registers)[:, None] + 32 // self.pack * np.arange(self.pack)
+        register, element = np.arange(self.registers)[:, None], np.arange(self.pack)
+        if self.in_rows:
+            shifts = self.width * (self.pack * register + element)
+        else:
+            shifts = self.width * register + 32 // self.pack * element
         words = np.bitwise_or.reduce(
             parts.transpose(0, 3, 2, 5, 1, 4, 6) << shifts.astype(np.uint32), axis=(-2, -1)
         )  # [tiles, units, r, q, j]

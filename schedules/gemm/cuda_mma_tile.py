@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,6 @@ class BlockTile:
     def steps(self, layout: FragmentLayout, K: int) -> int:
         """Over all of k, of which a step of a block takes one of each warp that stands `along`."""
         return -(-K // (layout.step * self.along))
-
-    def splits_evenly(self, layout: FragmentLayout, K: int) -> bool:
-        """Can so many blocks have steps?"""
-        return Split.even(self.steps(layout, K), self.split).parts == self.split
 
     @property
     def threads(self) -> int:
@@ -79,3 +76,19 @@ class Split:
         share = (steps + wanted - 1) // wanted if isinstance(wanted, int) else T.floordiv(wanted + (steps - 1), wanted)
         parts = (steps + share - 1) // share if isinstance(share, int) else T.floordiv(share + (steps - 1), share)
         return cls(parts, share)
+
+
+# What adding parts up costs, in steps of a block: another launch, which `llmc.gpu.predict` puts at 1.6 us, where steps
+# take 0.4 to 0.7 us.
+_MERGE = 3
+
+
+def best_split(steps: int, places: int, resident: int, choices: Iterable[int]) -> int:
+    """How many blocks should share the k of one place, where k takes `steps` one after another, and `resident` blocks
+    are on the GPU at once."""
+
+    def cost(split: int) -> tuple[int, int]:
+        of_block, waves = Split.even(steps, split).share, -(-places * split // resident)
+        return of_block * waves + (_MERGE if split > 1 else 0), split
+
+    return min((split for split in choices if Split.even(steps, split).parts == split), key=cost)

@@ -40,6 +40,10 @@ class Fp8LinearWorkload(DenseLinearWorkload):
         return "linear_fp8" if self.activations == "fp8" else "linear_fp8_f16"
 
     @property
+    def bits(self) -> int:
+        return 8
+
+    @property
     def scale_dtype(self) -> str:
         return "float32"
 

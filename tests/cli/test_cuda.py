@@ -62,8 +62,3 @@ def test_targets_say_what_can_be_done_here(llmc: Call) -> None:
     known = json.loads(out)["targets"]
     assert code == 0 and known["cuda-sm90"]["mcpu"] == "sm_90" and "run on no GPU yet" in known["cuda-sm90"]["verified"]
     assert known["cuda-sm80"]["runs_here"] is (compute_capability() is not None)
-
-
-def test_tuning_for_a_gpu_is_refused(llmc: Call, relu: Path) -> None:
-    code, _, err = llmc("compile", relu, "--target", "cuda", "--tune", "quick")
-    assert code == 2 and "kernels for GPUs are not tuned yet" in err and "hint" in err

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llmc.gpu import toolchain
+from llmc.schedules.base import Kernel
 from llmc.targets.threads import barrier, launch, shared
 from llmc.tvm_shim import IRBuilder, T
 
@@ -39,3 +40,27 @@ def reversal(dynamic: bool = False) -> Any:
                 T.buffer_store(y, row[63 - thread], [m, thread])
                 barrier()
     return ib.get()
+
+
+def points(kernel: Kernel) -> list[dict[str, int]]:
+    """Sizes at which a kernel decodes, reads a prompt, and does something in between."""
+    if any("S" in arg.shape for arg in kernel.workload.inputs()):
+        return [_in_sequence(kernel, *sizes) for sizes in ((1, 511), (8, 504), (512, 0))]
+    return [{"M": M} for M in (1, 8, 512)]
+
+
+def _in_sequence(kernel: Kernel, tokens: int, past: int) -> dict[str, int]:
+    total = tokens + past
+    blocks = -(-total // 64)
+    sizes = {
+        "B": 1,
+        "S": tokens,
+        "P": past,
+        "total": total,
+        "T": total,
+        "blocks": blocks,
+        "CB": blocks,
+        "C": 64 * blocks,
+    }
+    symbols = {s for arg in (*kernel.workload.inputs(), *kernel.workload.outputs()) for s in arg.shape}
+    return {name: size for name, size in sizes.items() if name in symbols}

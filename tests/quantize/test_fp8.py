@@ -23,7 +23,7 @@ from llmc.targets.cuda import SM80, SM90
 from tests.graphs import Decoder, Shape
 from tests.halves import to_half
 
-SHAPE = Shape(hidden=96, inner=200, vocab=512)
+SHAPE = Shape(hidden=128, inner=200, vocab=512)
 
 
 def test_rounding() -> None:
@@ -48,7 +48,7 @@ def test_a_row_has_one_scale() -> None:
     assert not found.dequantize()[3].any()
 
 
-@pytest.mark.parametrize(("target", "x"), [(SM80, "f16"), (SM90, "fp8")], ids=str)
+@pytest.mark.parametrize(("target", "x"), [(SM80, "f16"), (SM90, "fp8")], ids=["sm80", "sm90"])
 @pytest.mark.parametrize("half", [False, True])
 def test_what_multiplies(tmp_path: Path, target: Target, x: str, half: bool) -> None:
     """Layers in E4M3; the output layer, and the embedding that shares its weight, in 8-bit integers."""

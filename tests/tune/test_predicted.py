@@ -17,6 +17,7 @@ from llmc.schedules.base import Config, Kernel
 from llmc.schedules.gemm.cuda_mma import MMA_LOWBIT, HalfLinearWorkload
 from llmc.schedules.norm.cuda import CUDA_NORM, CudaNorm
 from llmc.schedules.norm.norm import NormWorkload
+from llmc.targets.base import Target
 from llmc.targets.cuda import SM80
 from llmc.tune import choose_configs, effort, emulated, logs, predicted, stage
 from llmc.tune.database import Database
@@ -213,19 +214,29 @@ def test_a_search_and_its_continuation(database: Database, tmp_path: Path, no_gp
     assert all(r.key.predicted for r in database.records())
 
 
+class TooManyThreads(CudaNorm):
+    def default(self, workload: NormWorkload, target: Target) -> dict[str, int | str]:
+        return {"threads": 4096}
+
+
 @needs_compiler
 def test_a_default_that_does_not_compile_is_an_error() -> None:
-    class Broken(CudaNorm):
-        def default(self, workload, target) -> dict[str, int | str]:
-            return {"threads": 4096}
-
-    broken = dataclasses.replace(TASK, kernel=Kernel(Broken(), NORM.workload))
-    with Predictor(SM80, workers=1) as predictor, pytest.raises(KernelError, match="default configuration"):
-        predictor._pool._function = None  # type: ignore[assignment]
-        predictor._pool.build = lambda task, configs, careful: [  # type: ignore[method-assign]
-            (config, predicted.examine(task, config, careful)) for config in configs
-        ]
+    broken = dataclasses.replace(TASK, kernel=Kernel(TooManyThreads(), NORM.workload))
+    with (
+        Predictor(SM80, workers=1) as predictor,
+        pytest.raises(KernelError, match="its default .* cannot be predicted"),
+    ):
         list(predictor.measure(broken, [DEFAULT]))
+
+
+def test_what_takes_too_long_is_no_measurement_either(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicted, "_LIMIT_S", 0.01)
+    with Predictor(SM80, workers=1) as predictor:
+        monkeypatch.setattr(predictor, "_default", lambda task: None)
+        (lost,) = predictor.measure(TASK, [DEFAULT])
+    assert (lost.status, lost.predicted) == ("timeout", "ranked")
+    database.add(TASK, lost)
+    assert [r.key.predicted for r in database.records()] == [True]
 
 
 # Emulation of a winner

@@ -22,3 +22,4 @@
 #define CUDART_NAN NAN
 
 #include "mma.h"
+#include "wgmma.h"

@@ -62,8 +62,12 @@ EMU_API void emu_driver_configure(int major, int minor, int multiprocessors, int
 }
 EMU_API int emu_driver_fault() { return broken; }
 EMU_API const char* emu_driver_message() { return message.c_str(); }
+EMU_API void emu_driver_quiet() {
+  if (!broken) message.clear();
+}
 EMU_API void emu_driver_forgive() {
   std::lock_guard<std::recursive_mutex> call(one_call);
+  drop_work();
   broken = kSuccess;
   message.clear();
 }

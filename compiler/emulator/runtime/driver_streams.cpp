@@ -143,6 +143,12 @@ Error wait_all() {
   return faulted();
 }
 
+void drop_work() {
+  auto drop = [](Stream& stream) { stream.queue.clear(), stream.done = stream.issued; };
+  for (auto& [_, stream] : streams) drop(*stream);
+  drop(*legacy);
+}
+
 Error stream_create(void** handle, bool blocking) {
   auto stream = std::make_shared<Stream>();
   stream->blocking = blocking;

@@ -13,22 +13,16 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "state.h"
+#include "cells.h"
 
 namespace emu {
 
-// Times of a clock that counts meetings, and who it was.
-struct Cell {
-  uint32_t wrote, read, first_read;
-  uint16_t writer, reader;
-};
-constexpr uint16_t kAtomic = 0x8000, kPending = 0x4000, kLanes = 0x2000, kMany = 0x1000, kThread = 0x03ff;
-
-static uint32_t now = 1, launch_began, block_began, barrier;
+uint32_t now = 1, block_began, barrier;
+static uint32_t launch_began;
 static uint32_t warp_met[32], lanes_met[32][32][32];
 static bool lanes_differ[32];
 
-static Cell* shared_cells;
+Cell* shared_cells;
 constexpr size_t kPage = 4096;
 static std::unordered_map<uint64_t, Cell*> pages;
 static uint64_t last_page;
@@ -77,9 +71,7 @@ void warp_ordered(int warp, uint32_t mask) {
 
 static int warp_of(uint16_t who) { return who & kLanes ? who & 31 : (who & kThread) / kWarp; }
 
-// Did what `who` did at `time` happen before what `me` does now? Both are threads, or kLanes and a warp. `began`: when the
-// memory was, for all threads that can reach it.
-static bool before(uint32_t time, uint16_t who, uint16_t me, uint32_t began) {
+bool before(uint32_t time, uint16_t who, uint16_t me, uint32_t began) {
   if (time < began) return true;
   if (time < block_began) return false;
   if (time < barrier) return true;
@@ -90,9 +82,10 @@ static bool before(uint32_t time, uint16_t who, uint16_t me, uint32_t began) {
   return !((who | me) & kLanes) && time < lanes_met[me / kWarp][(who & kThread) % kWarp][me % kWarp];
 }
 
-static std::string actor(uint16_t who, uint32_t time) {
+std::string actor(uint16_t who, uint32_t time) {
   if (time < block_began) return "a thread of another block";
   if (who & kMany) return "several threads";
+  if (who & kBulk) return "a bulk copy";
   if (who & kLanes) return "lanes of warp " + std::to_string(who & 31);
   return name_of(threads[who & kThread]);
 }
@@ -121,8 +114,6 @@ std::string place_of(const void* pointer) {
   return text;
 }
 
-enum class Kind { read, write, atomic, issue };  // issue: of an asynchronous copy, which may write from now on
-
 static const char* verb(Kind kind) {
   return kind == Kind::read ? " reads " : kind == Kind::write ? " writes " : kind == Kind::atomic ? " updates "
                                                                                                   : " copies to ";
@@ -138,9 +129,12 @@ static void judge(Cell& cell, Kind kind, uint16_t me, const void* at, bool share
   uint32_t began = shared ? block_began : launch_began;
   if (cell.writer & kPending && cell.wrote >= block_began)
     refuse(me, kind, at, ", where an asynchronous copy of " + actor(cell.writer, cell.wrote) + " is under way", pc);
-  bool atomics = kind == Kind::atomic && cell.writer & kAtomic;
-  if (!atomics && !before(cell.wrote, cell.writer, me, began))
+  if (cell.writer & kBulk && cell.wrote >= block_began) {
+    if (!saw_bulk(cell.writer, cell.wrote, me))
+      refuse(me, kind, at, ", where a bulk copy arrived whose phase was not waited for", pc);
+  } else if (!(kind == Kind::atomic && cell.writer & kAtomic) && !before(cell.wrote, cell.writer, me, began)) {
     refuse(me, kind, at, ", which " + actor(cell.writer, cell.wrote) + " wrote, with nothing in between that orders them", pc);
+  }
   if (kind == Kind::read) {
     if (shared && cell.wrote < block_began) refuse(me, kind, at, ", which was never written", pc);
     bool fresh = cell.read < began;
@@ -193,10 +187,11 @@ static Cell* cells_of(uint64_t page) {
   return last_cells;
 }
 
-static void access(const void* pointer, size_t bytes, Kind kind, uint16_t me, const void* pc) {
+void access(const void* pointer, size_t bytes, Kind kind, uint16_t me, const void* pc) {
   size_t offset = size_t((const char*)pointer - block.shared);
   if (offset < kShared) {
     if (!in_some_array(offset, bytes)) refuse(me, kind, pointer, "", pc);
+    trace(pc, offset, bytes, kind != Kind::read);
     for (size_t i = 0; i < bytes; ++i) judge(shared_cells[offset + i], kind, me, (const char*)pointer + i, true, pc);
     return;
   }

@@ -17,7 +17,7 @@ constexpr size_t kStack = 256 << 10;
 constexpr size_t kShared = 227 << 10;        // of a block, at most
 constexpr uint32_t kSharedWindow = 1 << 24;  // where shared addresses begin, so that a forgotten base is none
 
-enum class State : uint8_t { ready, at_barrier, at_warp, at_active_mask, exited };
+enum class State : uint8_t { ready, at_barrier, at_warp, at_active_mask, at_mbarrier, exited };
 
 struct Copy {
   char* to;
@@ -72,11 +72,21 @@ void yield();
 std::string name_of(const Thread& thread);
 void run_collective(uint32_t lanes, int warp);
 
+// mbarrier.cpp, wgmma.cpp
+void new_block_of_copies();
+void end_block_of_copies();  // fails if any are under way
+bool resolve_mbarriers();    // of those whose phase is complete, waiting threads become ready
+void new_block_of_products();
+void end_block_of_products();
+
 // memory.cpp
 void new_launch();
 void new_block();
 void block_ordered();                       // all threads of the block have met
 void warp_ordered(int warp, uint32_t mask);  // these lanes have met
 std::string place_of(const void* pointer);
+
+// trace.cpp
+void trace(const void* where, size_t offset, size_t bytes, bool writes);  // an access of shared memory
 
 }  // namespace emu

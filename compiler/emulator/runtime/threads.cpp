@@ -147,6 +147,7 @@ static std::string waiting_for(const Thread& thread) {
   switch (thread.state) {
     case State::exited: return "has exited";
     case State::at_barrier: return "waits at the barrier in line " + std::to_string(thread.line);
+    case State::at_mbarrier: return "waits for a phase of an mbarrier";
     default: {
       char text[64];
       snprintf(text, sizeof text, "waits for the lanes 0x%08x of its warp", thread.mask);
@@ -157,7 +158,7 @@ static std::string waiting_for(const Thread& thread) {
 
 // Nobody is ready: lets the block go on, or fails. False when all have exited.
 static bool meet() {
-  if (resolve_warps()) return true;
+  if (resolve_warps() || resolve_mbarriers()) return true;
   int at_barrier = 0, exited = 0;
   const Thread *one = nullptr, *other = nullptr;
   for (int id = 0; id < block.threads; ++id) {
@@ -165,7 +166,11 @@ static bool meet() {
     exited += threads[id].state == State::exited;
     if (threads[id].state != State::exited && !one) one = &threads[id];
   }
-  if (exited == block.threads) return false;
+  if (exited == block.threads) {
+    end_block_of_copies();
+    end_block_of_products();
+    return false;
+  }
   bool same = at_barrier == block.threads;
   for (int id = 0; id < block.threads; ++id) {
     bool like = threads[id].state == one->state && (one->state != State::at_barrier || threads[id].line == one->line);
@@ -203,6 +208,8 @@ static void run_block() {
   memset(block.shared, 0xff, block.shared_bytes);
   if (dynamic) block.arrays.push_back({"dynamic shared memory", 0, dynamic});
   new_block();
+  new_block_of_copies();
+  new_block_of_products();
   shuffle_priorities();
   std::vector<int> order(block.threads);
   for (;;) {

@@ -28,6 +28,7 @@ ATTEND = {
     "tensor_cores": AttentionWorkload(4, 2, 40, 0.15, softcap=3.0, window=33, sinks=5, bf16=True),
     "rows": AttentionWorkload(3, 1, 6, 0.4, key_bias=True, causal=False),
     "pages_int4": dataclasses.replace(GQA, kv_cache="int4", paged=True),
+    "wide_f16": AttentionWorkload(2, 1, 136, 0.08, f16=True),
 }
 MORE = {
     "tensor_cores_64": dataclasses.replace(GQA, bf16=True),
@@ -40,6 +41,11 @@ MORE = {
     "d80": AttentionWorkload(4, 2, 80, 0.1, q_packed=True),
     "d128": AttentionWorkload(4, 4, 128, 0.08),
     "pages": dataclasses.replace(GQA, paged=True),
+    "wide": AttentionWorkload(4, 2, 256, 0.06),
+    "wide_pages_fp8": AttentionWorkload(4, 2, 160, 0.06, kv_cache="fp8", paged=True),
+    "wide_tensor_cores": AttentionWorkload(4, 2, 256, 0.06, bf16=True, window=40),
+    "tensor_cores_fp8": AttentionWorkload(4, 1, 32, 0.2, kv_cache="fp8", bf16=True),
+    "tensor_cores_f16": dataclasses.replace(GQA, f16=True),
     "wide_group": AttentionWorkload(14, 1, 16, 0.25, window=40),
 }
 # (queries, lengths of the batch): parts that merge, empty rows, tails; decode and prefill
@@ -47,6 +53,7 @@ CALLS = ((1, (300, 64)), (4, (10, 4)), (5, (5,)), (33, (97, 33)))
 APPEND = {
     "int8": KVAppendWorkload(4, 2, 40, in_place=True, kv_cache="int8"),
     "int4": KVAppendWorkload(4, 2, 40, in_place=True, kv_cache="int4", paged=True),
+    "fp8": KVAppendWorkload(4, 2, 40, in_place=True, kv_cache="fp8"),
     "pages": KVAppendWorkload(4, 2, 32, in_place=True, paged=True),
 }
 emulated = pytest.mark.skipif(not cuda_emulator.available(), reason="the emulator of CUDA C needs g++ for x86-64")
@@ -105,12 +112,16 @@ def test_append_matches_reference(name: str) -> None:
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (("tensor_cores", SM90), ("tiles", SM80), ("tiles", SM90))
         ),
-        *(pytest.param("pages_int4", target, marks=pytest.mark.slow) for target in (SM80, SM90)),
+        *(
+            pytest.param(name, target, marks=pytest.mark.slow)
+            for name in ("pages_int4", "wide", "wide_tensor_cores", "tensor_cores_fp8")
+            for target in (SM80, SM90)
+        ),
     ],
 )
 def test_machine_code(name: str, target: CudaTarget) -> None:
     """Nothing spills; tensor cores multiply where they may; a float32 cache is read 16 bytes at a time."""
-    w = ATTEND[name]
+    w = (ATTEND | MORE)[name]
     sources = template_sources(CUDA_ATTENTION.build(w, target, CUDA_ATTENTION.default(w, target)), target)
     decode, _, prefill = (resources(find_toolchain().compile(s.source, target.mcpu)) for s in sources.values())
     shared = [int(s.launch.shared) for s in sources.values()]
@@ -119,4 +130,5 @@ def test_machine_code(name: str, target: CudaTarget) -> None:
     assert decode.shared_bytes <= target.static_shared_bytes
     assert bool(prefill.hmma) == w.rounds
     if w.kv_cache == "float32":
-        assert decode.accesses["LDG.16"] and prefill.accesses["LDGSTS.16"]
+        ahead = "LDG.16" if w.head_dim > 128 else "LDGSTS.16"  # there is no place for copies of wide heads
+        assert decode.accesses["LDG.16"] and prefill.accesses[ahead]

@@ -92,8 +92,8 @@ def test_records_of_float32_caches_keep_their_keys() -> None:
 
 def test_refusals() -> None:
     assert resolve_kv_cache("int8") == "int8"
-    with pytest.raises(OptionError, match="no cache format 'fp8'") as error:
-        resolve_kv_cache("fp8")
-    assert error.value.hint and "float32, int8, int4" in error.value.hint
+    with pytest.raises(OptionError, match="no cache format 'fp9'") as error:
+        resolve_kv_cache("fp9")
+    assert error.value.hint and "float32, int8, fp8, int4" in error.value.hint
     with pytest.raises(KernelError, match="in place only"):
         KVAppendWorkload(4, 2, 32, kv_cache="int8", past=True)

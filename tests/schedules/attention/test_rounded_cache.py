@@ -47,8 +47,12 @@ CALLS = [
 
 
 def of_both(workloads: dict[str, Any]) -> dict[str, Any]:
+    """fp8 differs from int8 in its codes alone: whole vectors of them, and tails."""
     return {
-        f"{name}/{kind}": dataclasses.replace(w, kv_cache=kind) for name, w in workloads.items() for kind in FORMATS
+        f"{name}/{kind}": dataclasses.replace(w, kv_cache=kind)
+        for name, w in workloads.items()
+        for kind in FORMATS
+        if kind != "fp8" or name in ("gqa", "d7")
     }
 
 
@@ -126,7 +130,7 @@ def test_any_numbers_are_rounded_to_one_of_the_two_nearest(append: Run, name: st
     )
     for x, y in zip(got, want, strict=True):
         error = np.abs(x - y)
-        assert error.max() <= (0.05 if w.kv_cache == "int8" else 0.7)  # one step
+        assert error.max() <= {"int8": 0.05, "fp8": 0.5, "int4": 0.7}[w.kv_cache]  # one step
         assert (error > 1e-5).mean() < 1e-3
 
 

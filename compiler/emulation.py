@@ -1,0 +1,95 @@
+"""Before an artifact for a GPU runs without one: is it worth the wait? Then an emulated GPU takes its place."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from llmc.emulator import driver
+from llmc.emulator.build import BuildError, compiler
+from llmc.emulator.emulator import EmulationError
+from llmc.errors import ArtifactError, CheckError, OptionError
+from llmc.package.layout import DEVICE_KERNELS
+from llmc.package.manifest import ArraySpec
+from llmc.package.reader import Artifact
+from llmc.samples import size
+
+# Multiplications a second, of a small decoder's layers on one core of a desktop CPU: whether a model takes minutes or
+# days is all that is asked.
+RATE = 1e6
+LONGEST = 1800  # seconds
+_BOOKS = 17  # bytes for each byte of memory of the GPU: its own, and what is known of accesses to it
+_FLAG = "--emulate"
+
+
+def rows(inputs: Sequence[ArraySpec], dims: Mapping[str, int]) -> int:
+    """How often a call multiplies with each weight, about: tokens, or pixels. `dims` are the symbols' sizes."""
+    counts = [1]
+    for spec in inputs:
+        shape = [size(dim, dims) for dim in spec.shape]
+        if spec.name.startswith("past") or not shape:
+            continue
+        if len(shape) == 4:  # [batch, channels, height, width]
+            del shape[1]
+        elif "int" not in spec.dtype:
+            del shape[-1]
+        counts.append(math.prod(shape))
+    return max(counts)
+
+
+def prepare(artifact: Artifact, calls: Sequence[int]) -> None:
+    """Makes this process one with the GPU that `artifact` needs, for calls of these numbers of rows.
+
+    Raises ArtifactError if it was not compiled for a GPU; OptionError, before any work, where emulation would take
+    longer than anyone waits or more memory than there is, and where it cannot be had: no g++, or a real driver.
+    """
+    where, target = str(artifact.path), artifact.manifest.target
+    if DEVICE_KERNELS not in artifact.entries:
+        hint = "leave --emulate out, or compile the model with --target cuda-sm80"
+        raise ArtifactError(f"was compiled for {target.name}, which needs no emulation", where=where, hint=hint)
+    _demand_small(artifact, calls)
+    if compiler() is None:
+        what = "needs g++ 12 or later for x86-64, which this machine has not"
+        raise OptionError(what, where=_FLAG, hint="install it (Debian: apt install g++)")
+    arch = int(target.mcpu.removeprefix("sm_"))
+    try:
+        driver.install((arch // 10, arch % 10))
+        driver.register(artifact.path)
+    except (BuildError, EmulationError) as error:
+        raise OptionError(f"cannot emulate a GPU: {error}", where=_FLAG) from error
+
+
+@contextmanager
+def judged(artifact: Artifact) -> Iterator[None]:
+    """Inside, what the emulator finds raises CheckError."""
+    try:
+        with driver.judged():
+            yield
+    except EmulationError as error:
+        hint = "this is a fault of llmc's: no such artifact should have been made"
+        raise CheckError(f"the emulated GPU found: {error}", where=str(artifact.path), hint=hint) from error
+
+
+def _demand_small(artifact: Artifact, calls: Sequence[int]) -> None:
+    kinds = artifact.manifest.quantization.get("weights", [])
+    packed = 2 if any("4-bit" in kind for kind in kinds) else 1
+    stored = sum(tensor.size for tensor in artifact.tensors.values())
+    weights = sum(packed * t.size if "int8" in t.dtype else math.prod(t.shape) for t in artifact.tensors.values())
+    seconds, room = weights * sum(calls) / RATE, _BOOKS * stored
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    hint = "emulation is for small models: check one of the same architecture with fewer layers and narrower ones"
+    if seconds > LONGEST:
+        what = f"about {weights * sum(calls):.1e} multiplications would take some {_span(seconds)} here"
+        raise OptionError(what, where=_FLAG, hint=f"{hint}, or fewer rows (--dim)")
+    if room > memory / 2:
+        what = f"{stored / 1e6:.0f} MB of weights would take {room / 1e9:.1f} GB, of {memory / 1e9:.1f} GB here"
+        raise OptionError(what, where=_FLAG, hint=hint)
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600)):
+        if seconds > 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 60:.0f} minutes"

@@ -1,0 +1,121 @@
+"""`llmc check --emulate`: an artifact for a GPU, compared with onnxruntime on a machine without one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from llmc import checker, emulation
+from llmc.emulator import driver
+from llmc.emulator.emulator import available
+from llmc.errors import CheckError
+from llmc.package.device import device_kernels
+from llmc.package.manifest import ArraySpec
+from llmc.package.reader import open_artifact
+from llmc.pipeline import compile
+from tests.cli.conftest import Call
+from tests.cuda_emulator.child import emulated
+from tests.gpu.tools import needs_compiler
+
+needs_emulator = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """y = relu(x W), x [rows, 8], for a GPU: its artifact, and the model."""
+    folder = tmp_path_factory.mktemp("emulated")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 8]) for name in "xy")
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((8, 8), np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Relu", ["p"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [x], [y], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "m.onnx")
+    compile(folder / "m.onnx", target="cuda-sm80").save(folder / "m.llmc")
+    return folder / "m.llmc", folder / "m.onnx"
+
+
+@needs_compiler
+@needs_emulator
+def test_it_is_run_without_a_gpu(linear: tuple[Path, Path]) -> None:
+    def check(*words: str) -> str:
+        command = [sys.executable, "-m", "llmc", "check", *map(str, linear), "--emulate", *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+        return done.stdout
+
+    report = json.loads(check("--json"))
+    assert report["emulated"] and report["passed"]
+    assert [output["case"] for output in report["outputs"]] == ["rows=1", "rows=5"]
+    text = check("--dim", "rows=3")
+    assert "rows=3" in text and "functionally emulated; not run on a GPU" in text
+
+
+@needs_compiler
+def test_hopeless_work_is_refused(linear: tuple[Path, Path], llmc: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(**_: object) -> None:
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(driver, "install", refused)
+    code, _, err = llmc("check", *linear, "--emulate", "--dim", "rows=1000000000")
+    assert code == 2 and "about 6.4e+10 multiplications would take some 18 hours here" in err and "--dim" in err
+    monkeypatch.setattr(emulation, "_BOOKS", 1 << 40)
+    code, _, err = llmc("check", *linear, "--emulate")
+    assert code == 2 and "MB of weights would take" in err
+
+
+@needs_compiler
+def test_without_a_compiler_it_says_what_to_install(
+    linear: tuple[Path, Path], llmc: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulation, "compiler", lambda: None)
+    code, _, err = llmc("check", *linear, "--emulate")
+    assert code == 2 and "needs g++ 12 or later" in err and "apt install g++" in err
+
+
+def test_it_is_for_gpus_alone(llmc: Call, mlp: Path, relu: Path) -> None:
+    code, _, err = llmc("check", mlp, relu, "--emulate")
+    assert code == 6 and "needs no emulation" in err and "leave --emulate out" in err
+    code, _, err = llmc("check", mlp, relu, "--emulate", "--text", relu)
+    assert code == 2 and "leave --text out" in err
+
+
+def test_rows_are_what_a_call_multiplies_with() -> None:
+    ids, past = ArraySpec("ids", "int64", ("b", "s")), ArraySpec("past.0", "float32", ("b", 2, "p", 4))
+    dims = {"b": 2, "s": 7, "p": 99}
+    assert emulation.rows([ids, past], dims) == 14
+    assert emulation.rows([ArraySpec("x", "float32", ("b", "s", 64))], dims) == 14
+    assert emulation.rows([ArraySpec("image", "float32", ("b", 3, 10, 20))], dims) == 400
+    assert emulation.rows([ArraySpec("x", "float32", ())], dims) == 1
+
+
+def checked_with_a_fault(artifact: Path, model: Path) -> str:
+    """The kernels' CUDA C is not what it was when it was compiled: each read is one element further on."""
+    opened = open_artifact(artifact)
+
+    def register(path: Path) -> None:
+        for name in device_kernels(opened):
+            source = opened.read(f"cuda/{name}.cu").decode()
+            wrong = source.replace("((", "(1000000 + (")
+            driver.register_kernel(name, wrong, opened.read(f"cuda/{name}.bin"))
+
+    with patch.object(driver, "register", register):
+        try:
+            checker.check(artifact, model, emulate=True)
+        except CheckError as error:
+            return str(error)
+    return ""
+
+
+@needs_compiler
+@needs_emulator
+def test_what_the_emulator_finds_is_said(linear: tuple[Path, Path]) -> None:
+    with emulated() as call:
+        message = call(checked_with_a_fault, *linear)
+    assert "the emulated GPU found: " in message and "(line " in message, message
