@@ -53,7 +53,7 @@ def prepare(artifact: Artifact, calls: Sequence[int]) -> None:
     if compiler() is None:
         what = "needs g++ 12 or later for x86-64, which this machine has not"
         raise OptionError(what, where=_FLAG, hint="install it (Debian: apt install g++)")
-    arch = int(target.mcpu.removeprefix("sm_"))
+    arch = int(target.mcpu.removeprefix("sm_").removesuffix("a"))
     try:
         driver.install((arch // 10, arch % 10))
         driver.register(artifact.path)
@@ -63,10 +63,14 @@ def prepare(artifact: Artifact, calls: Sequence[int]) -> None:
 
 @contextmanager
 def judged(artifact: Artifact) -> Iterator[None]:
-    """Inside, what the emulator finds raises CheckError."""
+    """Inside, what the emulator finds raises CheckError, and what it does not know OptionError."""
     try:
         with driver.judged():
             yield
+    except driver.NotEmulated as error:
+        raise OptionError(
+            str(error), where=_FLAG, hint="only a GPU can tell: llmc check on a machine with one"
+        ) from error
     except EmulationError as error:
         hint = "this is a fault of llmc's: no such artifact should have been made"
         raise CheckError(f"the emulated GPU found: {error}", where=str(artifact.path), hint=hint) from error

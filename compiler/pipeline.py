@@ -172,7 +172,7 @@ def _plan(
         measure = lambda: run_calibration(quantize_weights(graph, None), model, data)  # noqa: E731
         statistics = stage("calibrate", measure, lambda s: f"{len(s.largest)} inputs of layers")
     graph = stage("quantize", lambda: quantize_weights(graph, format, statistics), _nodes)
-    graph = stage("fuse", lambda: fuse(graph), _nodes)
+    graph = stage("fuse", lambda: fuse(graph, channels_last=target.kind != "cuda"), _nodes)
     layers = lambda d: f"{len(d.caches)} layers" if d else "no decoder"  # noqa: E731
     decoder = stage("kv-cache", lambda: decoder_of(graph, kv_cache, paged, draft_trees), layers)
     functions = dict(decoder.functions) if decoder else {}

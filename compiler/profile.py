@@ -18,6 +18,7 @@ import numpy as np
 
 from llmc import ceilings
 from llmc.bench import Task
+from llmc.errors import OptionError
 from llmc.options import resolve_target
 from llmc.package.manifest import KernelSpec
 from llmc.runtime import Model, load
@@ -88,9 +89,12 @@ def profile(
     threads: int | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> tuple[Ceilings, dict[str, Profile]]:
-    """Each task's profile by its name. Raises what loading the artifact raises."""
+    """Each task's profile by its name. Raises what loading the artifact raises, and OptionError for one for a GPU."""
     progress(f"loading {artifact}")
     plain, watched = load(artifact, threads), load(artifact, threads)
+    if plain.memory.on_device:
+        hint = "NVIDIA's Nsight Systems shows it: nsys profile llmc bench model.llmc"
+        raise OptionError("of a GPU's kernels only the launches are seen, not their time", where="--profile", hint=hint)
     watch = _Watch({spec.name: spec for spec in plain.manifest.kernels})
     watched.observe(watch)
     progress("measuring the machine")

@@ -20,6 +20,9 @@ from llmc.schedules.gemm.cuda import CUDA_LINEAR, CUDA_LOWBIT, CUDA_TABLE
 from llmc.schedules.gemm.cuda_f16 import MMA_F16
 from llmc.schedules.gemm.cuda_fp8 import MMA_FP8, MMA_FP8_F16
 from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload
+from llmc.schedules.gemm.cuda_outliers import MMA_OUTLIERS, HalfOutlierLinearWorkload
+from llmc.schedules.gemm.cuda_tables import MMA_INT8_TABLE, MMA_TABLE, HalfTableLinearWorkload
+from llmc.schedules.gemm.cuda_wgmma import WGMMA_BF16, WGMMA_F16, WGMMA_FP8, WGMMA_LOWBIT
 from llmc.schedules.gemm.dense import DENSE, DenseLinearWorkload
 from llmc.schedules.gemm.f16 import F16, F16LinearWorkload
 from llmc.schedules.gemm.fp8 import Fp8LinearWorkload
@@ -61,7 +64,14 @@ FAMILIES: dict[str, tuple[Template, type[Workload]]] = {
         (MMA_LOWBIT, HalfLinearWorkload),
         (MMA_INT8, LowBitLinearWorkload),
         (MMA_BF16, Bf16LinearWorkload),
+        (MMA_TABLE, HalfTableLinearWorkload),
+        (MMA_INT8_TABLE, TableLinearWorkload),
+        (MMA_OUTLIERS, HalfOutlierLinearWorkload),
         (MMA_F16, F16LinearWorkload),
+        (WGMMA_LOWBIT, HalfLinearWorkload),
+        (WGMMA_BF16, Bf16LinearWorkload),
+        (WGMMA_F16, F16LinearWorkload),
+        (WGMMA_FP8, Fp8LinearWorkload),
         (MMA_FP8, Fp8LinearWorkload),
         (MMA_FP8_F16, Fp8LinearWorkload),
         (CUDA_NORM, NormWorkload),

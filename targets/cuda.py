@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmc.targets.base import Target
@@ -45,6 +45,22 @@ class Pipes:
         return dict(self.tensor)[kind]
 
 
+_AMPERE = Pipes(
+    clock=1.41e9,  # [A]: boost
+    issue=4,  # [A]: four schedulers
+    floats=64,  # [P]
+    integers=64,  # [P]
+    specials=16,  # [P]
+    tensor=(("f16", 2048), ("bf16", 2048), ("s8", 4096), ("u8", 4096)),  # [A]: 1024 and 2048 multiply-adds
+    l1=128,  # [A]: four sectors
+    l2=5120,  # [A]
+    shared_latency=29,  # [L]
+    global_latency=466,  # [L]
+    math_latency=4,  # [L]
+    barrier_latency=30,  # assumed: about one trip to shared memory
+)
+
+
 @dataclass(frozen=True)
 class CudaTarget(Target):
     """One architecture of GPUs. `mcpu` is its name for the compiler, sm_XX; `lanes` are the threads of a warp,
@@ -55,7 +71,8 @@ class CudaTarget(Target):
     have `block_shared_bytes`, where it asks for them, and `static_shared_bytes` else. Of the whole device:
     `multiprocessors`, `bandwidth` in bytes a second, `fma` in float32 operations a second outside of tensor cores.
 
-    `pipes` are figures for predictions, `Pipes`.
+    `pipes` are figures for predictions. `exact`: with instructions that GPUs of other compute capabilities do not have,
+    later ones neither (NVIDIA's sm_90a), so that there is no PTX for those.
     """
 
     multiprocessors: int = 0
@@ -68,7 +85,8 @@ class CudaTarget(Target):
     block_threads: int = 1024
     bandwidth: float = 0.0
     fma: float = 0.0
-    pipes: Pipes | None = None
+    pipes: Pipes = _AMPERE
+    exact: bool = False
 
     def tvm(self) -> dict[str, Any]:
         return {
@@ -99,20 +117,22 @@ SM80 = CudaTarget(
     block_shared_bytes=163 << 10,
     bandwidth=2.04e12,
     fma=19.5e12,
-    pipes=Pipes(
-        clock=1.41e9,  # [A]: boost
-        issue=4,  # [A]: four schedulers
-        floats=64,  # [P]
-        integers=64,  # [P]
-        specials=16,  # [P]
-        tensor=(("f16", 2048), ("bf16", 2048), ("s8", 4096), ("u8", 4096)),  # [A]: 1024 and 2048 multiply-adds
-        l1=128,  # [A]: four sectors
-        l2=5120,  # [A]
-        shared_latency=29,  # [L]
-        global_latency=466,  # [L]
-        math_latency=4,  # [L]
-        barrier_latency=30,  # assumed: about one trip to shared memory
-    ),
+)
+
+_HOPPER = Pipes(
+    clock=1.83e9,  # what [H]'s 989 TFLOPS of float16 stand for
+    issue=4,  # [H]
+    floats=128,  # [P]
+    integers=64,  # [P]
+    specials=16,  # [P]
+    # [H]: 4096 and 8192 operations, of which mma.sync reaches 62.9 % [L]; the rest is wgmma's.
+    tensor=(("f16", 2576), ("bf16", 2576), ("s8", 5152), ("u8", 5152), ("e4m3", 5152), ("e5m2", 5152)),
+    l1=128,
+    l2=5120,  # [A]; [H] states none
+    shared_latency=29,  # [L]
+    global_latency=479,  # [L]
+    math_latency=4,  # [L]
+    barrier_latency=30,  # as above
 )
 
 SM90 = CudaTarget(
@@ -133,36 +153,33 @@ SM90 = CudaTarget(
     block_shared_bytes=227 << 10,
     bandwidth=3.35e12,
     fma=67e12,
-    pipes=Pipes(
-        clock=1.83e9,  # what [H]'s 989 TFLOPS of float16 stand for
-        issue=4,  # [H]
-        floats=128,  # [P]
-        integers=64,  # [P]
-        specials=16,  # [P]
-        # [H]: 4096 and 8192 operations, of which mma.sync reaches 62.9 % [L]; the rest is wgmma's.
-        tensor=(("f16", 2576), ("bf16", 2576), ("s8", 5152), ("u8", 5152), ("e4m3", 5152), ("e5m2", 5152)),
-        l1=128,
-        l2=5120,  # [A]; [H] states none
-        shared_latency=29,  # [L]
-        global_latency=479,  # [L]
-        math_latency=4,  # [L]
-        barrier_latency=30,  # as above
-    ),
+    pipes=_HOPPER,
 )
 
-TARGETS = {t.name: t for t in (SM80, SM90)}
+SM90A = replace(
+    SM90,
+    name="cuda-sm90a",
+    mcpu="sm_90a",
+    description="NVIDIA Hopper (H100) alone: products of warpgroups (wgmma), bulk copies",
+    exact=True,
+    pipes=replace(_HOPPER, tensor=(("f16", 4096), ("bf16", 4096), ("s8", 8192), ("u8", 8192), ("e4m3", 8192))),  # [H]
+)
+
+TARGETS = {t.name: t for t in (SM80, SM90, SM90A)}
 
 
 def newest(capability: tuple[int, int] | None) -> CudaTarget:
-    """The last target that a GPU of this compute capability runs; the first one without a GPU, or for an older one."""
-    return next((t for t in reversed(TARGETS.values()) if runs(t, capability)), SM80)
+    """The last target that a GPU of this compute capability and later ones run; the first one without a GPU, or for an
+    older one."""
+    return next((t for t in reversed(TARGETS.values()) if runs(t, capability) and not t.exact), SM80)
 
 
 def runs(target: CudaTarget, capability: tuple[int, int] | None) -> bool:
     """Does a GPU of this compute capability run code for `target`? None: there is no GPU."""
-    return capability is not None and arch_number(target) <= 10 * capability[0] + capability[1]
+    number = 0 if capability is None else 10 * capability[0] + capability[1]
+    return number == arch_number(target) if target.exact else number >= arch_number(target)
 
 
 def arch_number(target: Target) -> int:
-    """80 of sm_80."""
-    return int(target.mcpu.removeprefix("sm_"))
+    """80 of sm_80, 90 of sm_90a."""
+    return int(target.mcpu.removeprefix("sm_").removesuffix("a"))

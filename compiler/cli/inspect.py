@@ -65,11 +65,17 @@ def _show_kernels(artifact: Artifact, json: bool) -> None:
 
     facts = device_kernels(artifact)
     if json:
-        print_json([{"name": name, **{key: known[key] for key in KERNEL_FACTS}} for name, known in facts.items()])
+        print_json([{"name": name, **{key: known.get(key) for key in KERNEL_FACTS}} for name, known in facts.items()])
         return
     target = artifact.manifest.target
-    print_pairs({"compiled for": f"{target.mcpu} ({target.name})", "run": "not yet, on any GPU"}, stdout())
-    rows = [(name, *(_cell(known[key]) for key in KERNEL_FACTS)) for name, known in facts.items()]
+    about = {
+        "compiled for": f"{target.mcpu} ({target.name})",
+        "run": "not yet, on any GPU",
+        "predicted": "by a model, not measured: microseconds of one launch, at the call named beside them",
+        "conflicts": "ways of bank conflicts in that launch, of the worst access and in the mean; 1 is none",
+    }
+    print_pairs(about, stdout())
+    rows = [(name, *(_cell(known.get(key)) for key in KERNEL_FACTS)) for name, known in facts.items()]
     print_table(("kernel", *(key.replace("_", " ") for key in KERNEL_FACTS)), rows)
 
 

@@ -47,9 +47,16 @@ class _Resolved(ctypes.Structure):
 _RESOLVER = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_uint64, ctypes.c_char_p, ctypes.POINTER(_Resolved), ctypes.c_void_p, ctypes.c_size_t
 )
+
+
+class NotEmulated(EmulationError):
+    """A kernel holds what the emulator does not know, or nobody made it known."""
+
+
 _driver: ctypes.CDLL | None = None
 _sources: dict[tuple[int, str], str] = {}  # CUDA C by the container's hash and the kernel's name
 _libraries: list[ctypes.CDLL] = []  # of kernels that have run: never unloaded
+_unknown: set[str] = set()  # kernels that could not be emulated
 
 
 def install(capability: tuple[int, int] = (8, 0), seed: int = 0, memory: int = MEMORY) -> None:
@@ -68,7 +75,7 @@ def install(capability: tuple[int, int] = (8, 0), seed: int = 0, memory: int = M
         ctypes.CDLL(str(folder / CUDART), ctypes.RTLD_GLOBAL)
         _driver.emu_driver_message.restype = ctypes.c_char_p
         _driver.emu_driver_key.restype = _driver.emu_driver_launches.restype = ctypes.c_uint64
-        _driver.emu_driver_resolver(_resolve)
+        _driver.emu_driver_resolver(_resolver)
     gpu = newest(capability)
     _driver.emu_driver_configure(
         *capability,
@@ -110,12 +117,13 @@ def judged() -> Iterator[None]:
     Work that nobody has waited for is done when the block ends.
     """
     _loaded().emu_driver_quiet()
+    _unknown.clear()
     try:
         yield
         cudart().cudaDeviceSynchronize()
     except Exception as error:
         if text := fault() or ("cuda" in str(error).lower() and _said()):
-            raise EmulationError(text) from error
+            raise (NotEmulated if _unknown else EmulationError)(text) from error
         raise
     if text := fault():
         raise EmulationError(text)
@@ -155,16 +163,19 @@ def _loaded() -> ctypes.CDLL:
     return _driver
 
 
-@_RESOLVER
 def _resolve(image: int, name: bytes, out: ctypes._Pointer[_Resolved], error: int, error_bytes: int) -> int:
     """The driver asks for a kernel: compiled for the CPU now, unless it was before."""
     try:
         _fill(out.contents, _sources.get((image, name.decode())), name.decode())
     except (TranslationError, BuildError, EmulationError) as reason:
+        _unknown.add(name.decode())
         text = str(reason).encode()[: error_bytes - 1]
         ctypes.memmove(error, text + b"\0", len(text) + 1)
         return 1
     return 0
+
+
+_resolver = _RESOLVER(_resolve)  # as long as the driver may ask
 
 
 def _fill(out: _Resolved, source: str | None, name: str) -> None:
@@ -172,6 +183,9 @@ def _fill(out: _Resolved, source: str | None, name: str) -> None:
         raise EmulationError("no CUDA C is known for this name and machine code: register its artifact")
     code, kernels = translate(source)
     entry = kernels[name]
+    for parameter in entry.parameters:
+        if not parameter.pointer and parameter.type not in SCALARS:
+            raise EmulationError(f"parameter {parameter.name} is of type {parameter.type}, which is unknown")
     library = ctypes.CDLL(str(build(code)))
     _libraries.append(library)
     out.entry = ctypes.cast(library[f"emu_entry_{name}"], ctypes.c_void_p).value

@@ -26,7 +26,7 @@ from llmc.emulator.translate import Parameter, translate
 
 __all__ = ["EmulationError", "Emulator", "available", "poisoned"]
 
-SCALARS = {
+SCALARS: dict[str, type[ctypes._SimpleCData[Any]]] = {
     "int": ctypes.c_int32, "int32_t": ctypes.c_int32, "uint": ctypes.c_uint32, "uint32_t": ctypes.c_uint32,
     "unsigned int": ctypes.c_uint32, "unsigned": ctypes.c_uint32, "int64_t": ctypes.c_int64,
     "uint64_t": ctypes.c_uint64,

@@ -32,8 +32,12 @@ REWRITES = (
 )
 
 
-def fuse(graph: Graph) -> Graph:
-    """Big operators wherever a pattern matches; everything else is left to its own rule."""
+def fuse(graph: Graph, channels_last: bool = True) -> Graph:
+    """Big operators wherever a pattern matches; everything else is left to its own rule.
+
+    `channels_last` is for targets whose kernels take images so; a rule would turn them back for each convolution.
+    """
     for rewrite in REWRITES:
-        graph = rewrite(graph)
-    return with_bodies(graph, fuse)
+        if channels_last or rewrite is not fuse_channels_last:
+            graph = rewrite(graph)
+    return with_bodies(graph, lambda body: fuse(body, channels_last))

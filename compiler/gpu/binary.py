@@ -39,7 +39,7 @@ def resources(binary: Binary) -> Resources:
         registers=_logged(binary.log, r"Used (\d+) registers"),
         spill_bytes=_logged(binary.log, r"(\d+) bytes spill stores") + _logged(binary.log, r"(\d+) bytes spill loads"),
         shared_bytes=_logged(binary.log, r"(\d+) bytes smem"),
-        hmma=len(re.findall(r"\bHMMA\.", code)),
+        hmma=len(re.findall(r"\b(?:H|HG|QG)MMA\.", code)),  # of warps, and of warpgroups
         imma=len(re.findall(r"\bIMMA\.", code)),
         accesses=dict(sorted(Counter(f"{op}.{_width(op, q)}" for op, q in _MEMORY.findall(code)).items())),
     )

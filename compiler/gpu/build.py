@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from llmc.gpu.predict import LaunchPrediction, predict_call
 from llmc.gpu.typical import FEW, Arguments, Point
 from llmc.package.layout import DEVICE, DEVICE_KERNELS
 from llmc.targets.cuda import CudaTarget
+from llmc.tir_pipeline import KERNEL
 from llmc.tvm_shim import IRModule, TvmTarget, vm_codegen, vm_link
 
 
@@ -27,12 +29,14 @@ def build(
 
     `calls` are those of `typical_calls`, at which kernels' times are predicted.
 
-    Raises OptionError where NVIDIA's tools are not installed, KernelError where they refuse a kernel.
+    Raises OptionError where NVIDIA's tools are not installed, KernelError where they refuse a kernel, or a template's
+    fails a gate: it is not shipped.
     """
     device = TvmTarget(target.tvm())
     builder, functions = vm_codegen(module)
     host, kernels = lower(functions, device)
     compiled = compile_kernels(kernels, target)
+    _demand_no_spills(compiled, {n.name_hint for n, f in functions.functions.items() if f.attrs.get(KERNEL)}, target)
     vm_link(builder, host, device).export_library(str(library))
     folder = library.parent / DEVICE
     folder.mkdir()
@@ -42,6 +46,15 @@ def build(
     predictions = _predictions(host, {kernel.name: kernel for kernel in compiled}, calls, target)
     facts = {kernel.name: _facts(kernel, target, predictions.get(kernel.name, {})) for kernel in compiled}
     (library.parent / DEVICE_KERNELS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _demand_no_spills(kernels: Sequence[DeviceKernel], templates: Collection[str], target: CudaTarget) -> None:
+    for kernel in kernels:
+        spilled = kernel.resources.spill_bytes
+        if spilled and re.sub(r"_kernel(_\d+)?$", "", kernel.name) in templates:
+            hint = "let the tuner find a configuration that needs fewer (--tune quick), or choose another --quantize"
+            what = f"{spilled} bytes of a thread do not fit into its registers: a kernel that spills is not shipped"
+            raise KernelError(what, where=f"{kernel.name} for {target.name}", hint=hint)
 
 
 def _predictions(

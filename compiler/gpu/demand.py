@@ -29,6 +29,7 @@ from llmc.tvm_shim import PrimFunc, tvm
 _SAMPLES = 3  # blocks that stand for all
 _SCHEDULERS = 4  # of a multiprocessor, each with its own part of the pipes
 _UNROLLED = 4  # iterations of a loop: assumed, as nvcc does where it does not know better
+_BULK = 16  # bytes that a bulk copy moves at least: what a whole line is to one thread
 _ILP = 2  # instructions of one thread that do not wait for each other: assumed
 _FLOAT = ("Add", "Sub", "Mul", "Max", "Min", "LT", "LE", "GT", "GE", "EQ", "NE", "Select", "Cast")
 
@@ -105,7 +106,7 @@ class _Block:
         x, y, _ = launch.block
         inside = (number % x, number // x % y, number // (x * y))
         self.axes = {f"threadIdx.{a}": n for a, n in zip("xyz", inside, strict=True)}
-        self.axes |= {f"blockIdx.{a}": np.int64(n) for a, n in zip("xyz", place, strict=True)}
+        self.axes |= {f"blockIdx.{a}": np.asarray(n) for a, n in zip("xyz", place, strict=True)}
         self.mask = number < launch.threads
         self.counted: tuple[Any, int] = None, 0  # warps of a mask
         self.times = 1.0
@@ -282,8 +283,11 @@ class _Block:
                 if any_:
                     self.count(call.args[1], index)
             return
-        if name == "ptx.mma":
-            self._multiply([str(getattr(arg, "value", "")) for arg in call.args])
+        words = [str(getattr(arg, "value", "")) for arg in call.args]
+        if name == "ptx.mma" or (name.startswith("ptx.wgmma") and "mma_async" in words):
+            self._multiply(words)
+        elif name.startswith("ptx.cp_async_bulk"):
+            self._copy_bulk(call)
         elif name == "ptx.ldmatrix":
             self._matrices(call)
         elif name in ("ptx.cp_async_cg", "ptx.cp_async_cg_src_size", "ptx.cp_async_ca", "ptx.cp_async_ca_src_size"):
@@ -316,7 +320,8 @@ class _Block:
         shape = next(m for word in words if (m := re.fullmatch(r"m(\d+)n(\d+)k(\d+)", word)))
         at = words.index(shape[0])
         type_ = next(word for word in words[at + 1 :] if word not in ("row", "col", "f32", "s32"))
-        operations = 2.0 * int(shape[1]) * int(shape[2]) * int(shape[3])
+        rows = min(int(shape[1]), 16)  # of one warp: four of them make the 64 of a warpgroup
+        operations = 2.0 * rows * int(shape[2]) * int(shape[3])
         self.total.tensor[type_] += self.weight * self.times * self._warps() * operations
         self.total.others += self.weight * self.times * self._warps()
         self.clock += (
@@ -334,6 +339,14 @@ class _Block:
         self.count(to.indices[0], True)
         self._access(to.source, to.indices[0], to.ty, True, width)
         self._access(source.source, source.indices[0], source.ty, False, width, waits=False)
+
+    def _copy_bulk(self, call: Any) -> None:
+        source, size = _addressed(call.args[1]), int(call.args[2].value)
+        asked = self.weight * self.times * float(self.mask.sum()) * size
+        argument = self.arguments.get(source.source, -1)
+        self.total.widths[argument, _BULK] += asked
+        self.total.reads[argument] += asked
+        self._instructions("others", 1)
 
     # Memory
 

@@ -15,15 +15,20 @@ _NO_OPTIONS = struct.pack("<QQ", 0x48, 0)  # where ptxas's options stand in a PT
 _ABI = 8  # where an ELF header has the version of its ABI
 
 
-def fatbin(arch: int, cubin: bytes, ptx: bytes) -> bytes:
+def fatbin(arch: int, cubin: bytes, ptx: bytes | None) -> bytes:
     """Machine code for sm_`arch`, and PTX for what is later. Raises ValueError where the PTX names no version."""
+    entries = _entry(_ELF, (1, cubin[_ABI]), arch, cubin)
+    if ptx is not None:
+        entries += _later(arch, ptx)
+    return struct.pack("<IHHQ", _MAGIC, 1, 16, len(entries)) + entries
+
+
+def _later(arch: int, ptx: bytes) -> bytes:
     version = re.search(rb"^\.version (\d+)\.(\d+)$", ptx, re.M)
     if version is None:
         raise ValueError("PTX without a version")
     text = ptx.rstrip(b"\0") + b"\0"
-    entries = _entry(_ELF, (1, cubin[_ABI]), arch, cubin)
-    entries += _entry(_PTX, (int(version[1]), int(version[2])), arch, text, _NO_OPTIONS)
-    return struct.pack("<IHHQ", _MAGIC, 1, 16, len(entries)) + entries
+    return _entry(_PTX, (int(version[1]), int(version[2])), arch, text, _NO_OPTIONS)
 
 
 def _entry(kind: int, version: tuple[int, int], arch: int, content: bytes, options: bytes = b"") -> bytes:

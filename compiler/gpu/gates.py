@@ -7,7 +7,7 @@ of a template's kernel. The rest are promises of the templates, by name, which t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmc.gpu.function import DeviceFunction, names_of
 from llmc.gpu.predict import LaunchPrediction, predict
@@ -28,12 +28,12 @@ class Gates:
 
 
 # Two warps for each scheduler are enough where products follow one another (`mma`); that is 8 of 64.
-_TENSOR = {"wide": ("q", "scale", "zero"), "occupancy": 0.125}
+_TENSOR = Gates(wide=("q", "scale", "zero"), occupancy=0.125)
 GATES = {
     # x of few rows is stored to shared memory in an order that suits the loads: once, in two wavefronts instead of one.
-    "lowbit_mma": Gates("hmma", **_TENSOR, worst=2.0, mean=1.5),
-    "int8_mma": Gates("imma", **_TENSOR, worst=4.0, mean=1.6),
-    "bf16_mma": Gates("hmma", **_TENSOR, worst=2.0, mean=1.5),
+    "lowbit_mma": replace(_TENSOR, tensor_cores="hmma", worst=2.0, mean=1.5),
+    "int8_mma": replace(_TENSOR, tensor_cores="imma", worst=4.0, mean=1.6),
+    "bf16_mma": replace(_TENSOR, tensor_cores="hmma", worst=2.0, mean=1.5),
     # float32 for layers that must keep it: neighbouring threads load neighbouring elements, but each only one.
     "dense_cuda": Gates(occupancy=0.5),
     "lowbit_cuda": Gates(occupancy=0.5),

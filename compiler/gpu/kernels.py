@@ -29,7 +29,7 @@ class DeviceKernel:
 
 
 def compile_kernels(kernels: Mapping[str, tuple[PrimFunc, Launch]], target: CudaTarget) -> list[DeviceKernel]:
-    """Device functions as machine code for `target` and PTX for later architectures.
+    """Device functions as machine code for `target` and, unless it is `exact`, PTX for later architectures.
 
     Each is a source of its own: what was compiled before, in any model, comes from the cache. Raises OptionError where
     NVIDIA's tools are not installed, KernelError where they refuse a kernel or it cannot be launched.
@@ -45,7 +45,7 @@ def _compile(name: str, func: PrimFunc, launch: Launch, target: CudaTarget, tool
         raise KernelError("the CUDA compiler made no machine code", where=f"{name} for {target.mcpu}")
     found = resources(binary)
     _demand_launchable(name, launch, found, target)
-    code = fatbin(arch_number(target), binary.cubin, binary.ptx)
+    code = fatbin(arch_number(target), binary.cubin, None if target.exact else binary.ptx)
     return DeviceKernel(name, func, source, launch, found, module_bytes(name, launch, code))
 
 

@@ -1,5 +1,5 @@
 """The calls at which an artifact's kernels are predicted: a decoder's of one token behind 512 keys, and of 512 tokens;
-and of 8 tokens, for kernels that neither launches.
+and of 12 tokens, for kernels that neither launches.
 
 Sizes that are known at run time only are told by their names, as exporters and `llmc.lower` give them.
 """
@@ -14,7 +14,6 @@ from llmc.gpu.evaluate import evaluate
 from llmc.tvm_shim import IRModule, relax, tvm, tvm_ffi
 
 _BLOCK = 64  # keys side by side in the packed cache
-_CALLS = ("relax.call_tir", "relax.call_tir_inplace")
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,13 @@ class Point:
 
 
 DECODE, PREFILL = Point("one token behind 512 keys", 1, 512), Point("512 tokens", 512, 512)
-FEW = Point("8 tokens behind 512 keys", 8, 512)
+FEW = Point("12 tokens behind 512 keys", 12, 512)
 Arguments = tuple[Any, ...]  # as `llmc.gpu.host.launched` takes them
 
 
 def typical_calls(module: IRModule) -> dict[str, dict[Point, list[Arguments]]]:
-    """Of a module with scheduled PrimFuncs: for each of them that a function calls, the arguments of its calls.
+    """Of a module with scheduled PrimFuncs, in which outputs are explicit (CallTIRRewrite): for each of them that a
+    function calls, the arguments of its calls.
 
     A model without a past has no decode. Calls whose sizes are not known are left out.
     """
@@ -61,20 +61,15 @@ def typical_calls(module: IRModule) -> dict[str, dict[Point, list[Arguments]]]:
 
 
 def _calls(functions: list[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """(PrimFunc, the types of its arguments, or the number itself) of each call."""
+    """(PrimFunc, the types of its arguments, or the number itself) of each call, whose outputs are arguments too."""
     found: list[Any] = []
     for function in functions:
         tvm_ffi.structural_walk(function.body, (tvm.ir.Call, found.append), order="pre")
     for call in found:
-        if str(getattr(call.op, "name", "")) in _CALLS:
-            outputs = call.ty_args[0]
-            fields = list(outputs.fields) if isinstance(outputs, tvm.ir.TupleType) else [outputs]
-            inputs = [a.ty if isinstance(a.ty, relax.TensorType) else a for a in call.args[1]]
-            extra = list(call.args[2]) if len(call.args) > 2 and not isinstance(call.args[2], relax.Expr) else []
-            yield str(call.args[0].name_hint), [*inputs, *fields, *extra]
-        elif isinstance(call.op, tvm.ir.GlobalVar):  # with explicit outputs, and what its launches share
-            parts = ([*a.values] if isinstance(a, relax.ShapeExpr) else [a.ty] for a in call.args)
-            yield str(call.op.name_hint), [part for each in parts for part in each]
+        if isinstance(call.op, tvm.ir.GlobalVar):
+            parts = ([*a.values] if isinstance(a, relax.ShapeExpr) else [a] for a in call.args)
+            given = [part for each in parts for part in each]
+            yield str(call.op.name_hint), [a.ty if isinstance(a.ty, relax.TensorType) else a for a in given]
 
 
 def _argument(type_: Any, point: Point) -> Any:

@@ -71,11 +71,16 @@ class _Lifted:
             kept = (block.iter_vars, block.reads, block.writes, block.name_hint, block.body, block.init)
             return tvm.s_tir.SBlock(*kept, rest, block.match_buffers, block.annotations)
 
+        names: dict[Any, Any] = {}
+        tvm_ffi.structural_walk(func.body, (tirx.Bind, lambda bind: names.update({bind.var: bind.value})), order="pre")
         visits = [(tirx.AllocBuffer, of_statement), (tvm.s_tir.SBlock, of_block)]
         body = tvm_ffi.structural_map(func.body, visits, order="post")
+        # A parameter's shape knows parameters alone.
+        own = {b: tirx.decl_buffer([_named(d, names) for d in b.shape], b.dtype, b.name) for b in buffers}
+        body = tvm_ffi.structural_map(body, (tvm.ir.Var, lambda var: own.get(var, var)), order="post")
         outer = [param for param in func.params if isinstance(param.ty, tirx.BufferType)]
-        rest = list(func.params)[len(outer) :]
-        return _Lifted(PrimFunc([*outer, *buffers, *rest], body, func.ret_type, func.attrs), outer, buffers, len(rest))
+        rest, found = list(func.params)[len(outer) :], list(own.values())
+        return _Lifted(PrimFunc([*outer, *found, *rest], body, func.ret_type, func.attrs), outer, found, len(rest))
 
     def shapes(self, call: Any) -> list[list[Any]] | None:
         """Of the buffers, in the caller's terms; None where it does not know them."""
@@ -90,6 +95,17 @@ class _Lifted:
             tvm_ffi.structural_walk(dim, (tvm.ir.Var, left.append), order="pre")
         own = {dim for param in self.outer for dim in param.shape if isinstance(dim, tvm.ir.Var)}
         return None if own & set(left) else found
+
+
+def _named(dim: Any, names: Mapping[Any, Any]) -> Any:
+    """A dimension with the expressions that names of the body stand for in their places."""
+    while True:
+        used: list[Any] = []
+        tvm_ffi.structural_walk(dim, (tvm.ir.Var, used.append), order="pre")
+        values = {var: names[var] for var in used if var in names}
+        if not values:
+            return dim
+        dim = substitute(dim, values)
 
 
 class _Caller:

@@ -36,7 +36,7 @@ class DeviceChooser:
         self._session, rows = session, session.batch
         self._draws = sampling.temperature > 0
         self._random = [np.random.default_rng(sampling.seed) for _ in range(rows)]
-        self._settings = {
+        self._settings: dict[str, np.ndarray] = {
             "temperature": np.full(rows, sampling.temperature, np.float32),
             "top_k": np.full(rows, sampling.top_k, np.int64),
             "top_p": np.full(rows, sampling.top_p, np.float32),

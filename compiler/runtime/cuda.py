@@ -34,7 +34,7 @@ class Cuda:
 
     def call(self, name: str, *arguments: Any) -> None:
         """Raises KernelError with the library's words where it reports a failure."""
-        if code := self._library[name](*arguments):
+        if code := getattr(self._library, name)(*arguments):
             self._library.cudaGetLastError()  # or the next call that asks reports it again
             text = self._library.cudaGetErrorString(code).decode()
             hint = "close sessions, or reserve less for them" if code == _OUT_OF_MEMORY else None
@@ -73,7 +73,7 @@ class Cuda:
         assert place.value is not None
         memory = (ctypes.c_uint8 * size).from_address(place.value)
         weakref.finalize(memory, self._library.cudaFreeHost, place).atexit = False
-        return np.frombuffer(memory, np.uint8)
+        return np.ctypeslib.as_array(memory)
 
     def capture(self, launch: Callable[[int], Any]) -> tuple[Graph, Any]:
         """What `launch` asks for on the stream that it gets, kept instead of done; and what it returns."""

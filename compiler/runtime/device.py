@@ -37,7 +37,8 @@ def check_gpu(artifact: Artifact) -> None:
     if DEVICE_KERNELS not in artifact.entries:
         return
     target, where = artifact.manifest.target, str(artifact.path)
-    needs = f"was compiled for {target.name} and needs an NVIDIA GPU of {target.mcpu} or later"
+    exact = target.mcpu.endswith("a")  # NVIDIA's mark of instructions that no later GPU has
+    needs = f"was compiled for {target.name} and needs an NVIDIA GPU of {target.mcpu}{'' if exact else ' or later'}"
     hint = "load it on a machine with such a GPU; here `llmc inspect --kernels` shows what is in it, and `llmc compile "
     hint += "--target native` makes code for this CPU"
     try:
@@ -54,7 +55,8 @@ def check_gpu(artifact: Artifact) -> None:
         raise ArtifactError(f"{needs}; the driver finds none (its error {code})", where=where, hint=hint)
     driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
     driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
-    if 10 * major.value + minor.value < int(target.mcpu.removeprefix("sm_")):
+    has, wanted = 10 * major.value + minor.value, int(target.mcpu.removeprefix("sm_").removesuffix("a"))
+    if has < wanted or (exact and has != wanted):
         raise ArtifactError(f"{needs}; this machine's is sm_{major.value}{minor.value}", where=where, hint=hint)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -71,7 +71,7 @@ class GpuMemory:
         return tensor
 
     def get(self, tensor: Any, dtype: str) -> np.ndarray:
-        array = np.empty(tuple(tensor.shape), numpy_dtype(dtype))
+        array = np.empty(tuple(tensor.shape), numpy_dtype(dtype or str(tensor.dtype)))
         bytes_ = array.reshape(-1).view(np.uint8)
         for start in range(0, bytes_.size, _WINDOW):
             piece = bytes_[start : start + _WINDOW]
@@ -81,8 +81,8 @@ class GpuMemory:
                 piece[...] = self._window[: piece.size]
         return array
 
-    def run(self, code: Any, arguments: tuple[Any, ...]) -> Any:
-        return self.run_on(self.cuda.stream, code, arguments)
+    def bound(self, code: Any) -> Callable[..., Any]:
+        return lambda *arguments: self.run_on(self.cuda.stream, code, arguments)
 
     def run_on(self, stream: int, code: Any, arguments: tuple[Any, ...]) -> Any:
         """Call compiled code, whose launches go to a stream."""

@@ -12,6 +12,7 @@ import tvm_ffi
 from llmc.errors import ArtifactError, OptionError
 from llmc.package.layout import DEVICE_KERNELS, LIBRARY, RUNTIME
 from llmc.package.reader import Artifact
+from llmc.runtime.cuda import cuda
 from llmc.runtime.device import import_kernels
 from llmc.runtime.gpu import CUDA
 from llmc.runtime.installed import installed_library, installed_version, unpacked
@@ -103,6 +104,8 @@ def load_library(artifact: Artifact, threads: int | None) -> Any:
                 places = (CUDA, _DEVICE, _POOLED, *places)
             machine = module["vm_load_executable"]()
             machine["vm_initialization"](*places)
+            if DEVICE_KERNELS in artifact.entries:  # constants go by the default stream, which ours does not wait for
+                cuda().call("cudaDeviceSynchronize")
         except ArtifactError:
             raise
         except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +17,9 @@ Array = Any  # np.ndarray in the host's memory, DeviceArray on a GPU
 class Stage(Protocol):
     """Small arrays that the host writes before every call."""
 
-    tensors: list[Any]  # as a function takes them
+    @property
+    def tensors(self) -> list[Any]:
+        """As a function takes them."""
 
     def send(self) -> None:
         """Have the function see what the arrays hold now."""
@@ -32,10 +34,10 @@ class Memory(Protocol):
         """The runtime's tensor of an array."""
 
     def get(self, tensor: Any, dtype: str) -> np.ndarray:
-        """The array of a tensor, whose elements are of `dtype`."""
+        """The array of a tensor, whose elements are of `dtype`, where its own type does not say it."""
 
-    def run(self, code: Any, arguments: tuple[Any, ...]) -> Any:
-        """Call compiled code, whose results may be there only once they are asked for."""
+    def bound(self, code: Any) -> Callable[..., Any]:
+        """Compiled code, to be called. Its results may be there only once they are asked for."""
 
     def demand(self, size: int, what: str) -> None:
         """Raises InputError where there are no `size` bytes left for `what`, as far as is known."""
@@ -85,8 +87,8 @@ class HostMemory:
     def get(self, tensor: Any, dtype: str) -> np.ndarray:
         return to_numpy(tensor, dtype)
 
-    def run(self, code: Any, arguments: tuple[Any, ...]) -> Any:
-        return code(*arguments)
+    def bound(self, code: Any) -> Any:
+        return code
 
     def demand(self, size: int, what: str) -> None:
         """The system gives memory out as it is written."""

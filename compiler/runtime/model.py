@@ -32,6 +32,7 @@ class Function:
         self, name: str, spec: FunctionSpec, code: Any, weights: tuple[Any, ...], memory: Memory = HOST
     ) -> None:
         self.name, self.spec, self.code, self._weights, self.memory = name, spec, code, weights, memory
+        self._call = memory.bound(code)
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Raises InputError if `inputs` are not those that the function takes."""
@@ -46,7 +47,7 @@ class Function:
     def run(self, arguments: tuple[Any, ...]) -> Any:
         """The result, a tensor or an array of them; nothing is checked beforehand."""
         try:
-            return self.memory.run(self.code, arguments)
+            return self._call(*arguments)
         except Exception as error:
             raise InputError(f"the compiled code refused these inputs: {_reason(error)}", where=self.name) from error
 

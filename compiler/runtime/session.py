@@ -391,7 +391,7 @@ def _run(function: Function, call: _Call) -> Any:
 
 def _logits(function: Function, result: Any, rows: slice) -> np.ndarray:
     """The host's view, or copy, of a result."""
-    logits = function.memory.get(result, "float32")
+    logits = function.memory.get(result, "")
     return logits.copy() if function.spec.workspaces else logits  # the next call writes there again
 
 

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -93,16 +94,22 @@ class _Managed(ctypes.Structure):
     )
 
 
+@cache
+def _c_library() -> ctypes.CDLL:
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    return library
+
+
 def tensor_at(address: int, dtype: str, shape: tuple[int, ...], device_type: int) -> Any:
     """The runtime's tensor of elements side by side at an address, which must outlive it.
 
     A view of TVM's own says with an offset where it begins, which compiled code does not look at.
     """
-    c = ctypes.CDLL(None)
-    c.malloc.restype = ctypes.c_void_p
+    c = _c_library()
     place = c.malloc(ctypes.c_size_t(ctypes.sizeof(_Managed) + 8 * len(shape)))
     sizes = place + ctypes.sizeof(_Managed)
-    (ctypes.c_int64 * len(shape)).from_address(sizes)[:] = shape
+    (ctypes.c_int64 * len(shape)).from_address(sizes)[:] = list(shape)
     type_ = tvm_ffi.dtype(dtype)
     tensor = _Managed.from_address(place)
     tensor.data, tensor.device_type, tensor.device_id, tensor.ndim = address, device_type, 0, len(shape)

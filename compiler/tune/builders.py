@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,23 +24,27 @@ from llmc.targets.detect import machine
 from llmc.tir_pipeline import build_kernels
 from llmc.tune.child import Child, Lost
 from llmc.tune.machine_code import count, readable
-from llmc.tune.subject import function_of
+from llmc.tune.subject import Rejected, function_of
 from llmc.tune.task import Measurement, Status, Task
 from llmc.tune.worker import one_line, out_of_memory
 from llmc.tvm_shim import FFI_VERSION, TVM_VERSION, TvmTarget
 
-BUILD_S = 30.0  # what one build may take
+BUILD_S, GPU_BUILD_S = 30.0, 120.0  # what one build may take: NVIDIA's compiler takes its time
 _CONNECT_S = 10.0
 _TICK_S = 0.02
 
 
 @dataclass(frozen=True)
 class Built:
-    """A shared library that holds `kernel`, the CPU seconds that TVM took for it, and what its machine code shows."""
+    """A shared library that holds `kernel`, the CPU seconds that TVM took for it, and what its machine code shows.
+
+    For a GPU the library is host code, and `kernels` are modules of TVM's kind "cuda", by name.
+    """
 
     library: bytes
     seconds: float
     code: Mapping[str, float]
+    kernels: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Builders(Protocol):
@@ -65,12 +69,19 @@ def build(task: Task, config: Config, careful: bool) -> Built | Measurement:
     """One candidate, as `function_of` has it."""
     start = time.process_time()
     try:
+        if task.target.kind == "cuda":
+            from llmc.tune.gpu_build import build_library  # not for CPUs: what serves GPUs takes its time to load
+
+            host, kernels, shown = build_library(task, config, careful)
+            return Built(host, time.process_time() - start, shown, kernels)
         module = build_kernels({"kernel": function_of(task, config, careful)}, TvmTarget(task.target.tvm()))
         with TemporaryDirectory(prefix="llmc-") as folder:
             library = Path(folder) / "kernel.so"
             module.export_library(str(library))
             code = count(library) if readable() else {}
             return Built(library.read_bytes(), time.process_time() - start, code)
+    except Rejected as rejected:
+        return Measurement(config, rejected.status, {}, str(rejected), time.process_time() - start, careful)
     except Exception as error:
         status: Status = "memory" if isinstance(error, MemoryError) or out_of_memory(str(error)) else "build"
         return Measurement(config, status, {}, one_line(error), time.process_time() - start, careful)

@@ -20,6 +20,7 @@ import numpy as np
 from llmc.errors import KernelError, LlmcError, OptionError
 from llmc.schedules.base import Config
 from llmc.tune.builders import Built
+from llmc.tune.gpu_names import FLUSH, LOAD
 from llmc.tune.rounds import BURST, Round, alternate
 from llmc.tune.subject import Candidate, Case, Rejected, Subject
 from llmc.tune.task import Measurement, Status, Task, Timing
@@ -150,7 +151,9 @@ class _RemoteSubject(Subject):
         """Bring a library and the weights that it reads to the device."""
         name = f"{next(_NUMBERS)}.so"
         self.session.upload(bytearray(built.library), name)
-        module = self.session.load_module(name)
+        for i, kernel in enumerate(built.kernels.values()):
+            self.session.upload(bytearray(kernel), f"{name}.{i}")
+        module = self.session.get_function(LOAD)(name) if built.kernels else self.session.load_module(name)
         return _Loaded(module["kernel"], *self._packed(config), built.code, config, module)
 
     def _build_default(self) -> _Loaded:
@@ -171,23 +174,28 @@ class _RemoteSubject(Subject):
         """Short rounds of both in turns, timed on the device by TVM's evaluator, which makes one more call before each
         round. A kernel with weights or cold inputs finds them in memory and not in a cache, as locally, since their
         lines are evicted before every call; so are those of all its inputs but the first, and of its outputs, which
-        locally stay."""
+        locally stay. A GPU's cache is flushed."""
         inputs, outputs = [self._there(a) for a in case.inputs.values()], self._outputs(case).values()
 
         cold = any(arg.cold for arg in self.kernel.workload.inputs())
+        evict = FLUSH if self.task.target.kind == "cuda" else _COLD
 
         def timer(racer: Candidate) -> Round:
             assert isinstance(racer, _Loaded)
             weights = racer.packed[0]
             evaluate = racer.module.time_evaluator(
-                "kernel", self.session.cpu(), number=1, repeat=BURST, f_preproc=_COLD if weights or cold else ""
+                "kernel", self.device, number=1, repeat=BURST, f_preproc=evict if weights or cold else ""
             )
             return lambda: list(evaluate(*inputs, *weights, *outputs).results)
 
         return alternate(timer(candidate), timer(self.default), self.careful)
 
     def _there(self, array: np.ndarray) -> Any:
-        return tvm.runtime.tensor(array, self.session.cpu())
+        return tvm.runtime.tensor(array, self.device)
+
+    @property
+    def device(self) -> Any:
+        return self.session.device("cuda" if self.task.target.kind == "cuda" else "cpu")
 
 
 _NUMBERS = itertools.count()

@@ -16,10 +16,12 @@ from llmc.schedules.attention.workloads import AttentionWorkload
 from llmc.schedules.base import Arrays, Config, Kernel, Workload
 from llmc.schedules.gemm.dense import DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
+from llmc.schedules.recurrent.workload import RecurrentWorkload
+from llmc.schedules.sampling.sample import SampleWorkload
 from llmc.targets.cuda import CudaTarget
 from llmc.tir_pipeline import mark_kernel
 from llmc.tune.subject import Rejected
-from llmc.tune.tasks import decode_and_prompt
+from llmc.tune.tasks import decode_and_prompt, points_of
 from llmc.tvm_shim import IRModule, TvmTarget, cuda_source
 
 _ROWS = (1, 12, 70)  # M: every kind of a kernel, and a second, partial block
@@ -62,6 +64,10 @@ def _smaller(w: Any) -> Iterator[Workload]:
     """Fewer heads, or columns, and a part of K: without most of the whole tiles, and with the same rest."""
     if isinstance(w, AttentionWorkload):
         yield dataclasses.replace(w, n_heads=w.n_heads // w.n_kv_heads, n_kv_heads=1)
+    if isinstance(w, SampleWorkload):
+        yield dataclasses.replace(w, V=_K + w.V % _UNIT)
+    if isinstance(w, RecurrentWorkload) and w.hidden > _N:
+        yield dataclasses.replace(w, hidden=_N + w.hidden % _N)
     if not isinstance(w, DenseLinearWorkload | LowBitLinearWorkload):
         return
     columns = w.columns if w.columns < 2 * _N else _N + w.columns % _N
@@ -75,7 +81,9 @@ def _sizes(kernel: Kernel) -> list[dict[str, int]]:
     symbols = {s for arg in (*kernel.workload.inputs(), *kernel.workload.outputs()) for s in arg.shape}
     if "M" in symbols:
         return [{"M": M} for M in _ROWS]
-    return decode_and_prompt(kernel, _KEYS, _TOKENS)
+    if isinstance(kernel.workload, AttentionWorkload):
+        return decode_and_prompt(kernel, _KEYS, _TOKENS)
+    return [point.sizes() for point in points_of(kernel)]
 
 
 class _Runner:

@@ -37,6 +37,10 @@ from llmc.tune.task import Point, Task
 
 Describe = Callable[[Any, Config, Target, Mapping[str, int], int], dict[str, float]]
 
+# Templates for tensor cores of GPUs: those of 16-bit weights, and of fewer bits.
+_MMA_16 = ("bf16_mma", "f16_mma", "bf16_wgmma", "f16_wgmma")
+_MMA = ("lowbit_mma", "int8_mma", "table_mma", "int8_table_mma", "outliers_mma", "lowbit_wgmma", *_MMA_16)
+
 _DESCRIBE: dict[str, Describe] = {
     "lowbit": lowbit,
     "table": lowbit,
@@ -52,12 +56,7 @@ _DESCRIBE: dict[str, Describe] = {
     "recurrent": recurrent,
     "norm": norm,
     "embedding_dense": embedding,
-    "lowbit_mma": features_gpu.mma,
-    "int8_mma": features_gpu.mma,
-    "bf16_mma": features_gpu.mma,
-    "f16_mma": features_gpu.mma,
-    "fp8_mma": features_gpu.mma,
-    "fp8_f16_mma": features_gpu.mma,
+    **dict.fromkeys(_MMA, features_gpu.mma),
     "dense_cuda": features_gpu.tiled,
     "lowbit_cuda": features_gpu.tiled,
     "table_cuda": features_gpu.tiled,
@@ -131,7 +130,7 @@ CODE: dict[str, str] = {
 }
 
 # Of machine code. All but `code` leave out what is in no loop; "hot" is the innermost loop with the most multiplies.
-BUILT: dict[str, str] = {
+CPU_BUILT: dict[str, str] = {
     "code": "bytes of machine code",
     "looped": "instructions in loops",
     "zmm": "instructions with a register of 512 bits",
@@ -147,6 +146,8 @@ BUILT: dict[str, str] = {
     "hot_instructions": "instructions in the hot loop, a multiply",
     "hot_loads": "instructions in the hot loop that read memory, a multiply",
     "hot_spills": "`spills` in the hot loop, a multiply",
+}
+GPU_BUILT: dict[str, str] = {
     "gpu_registers": "of a GPU: registers of a thread, of the kernel that takes most of a call",
     "gpu_spills": "bytes that did not fit into them",
     "gpu_shared": "bytes of shared memory of a block",
@@ -155,6 +156,7 @@ BUILT: dict[str, str] = {
     "imma": "instructions of tensor cores on integers",
     "predicted_us": "microseconds of all points together, as `llmc.gpu.predict` predicts them",
 }
+BUILT = {**CPU_BUILT, **GPU_BUILT}
 
 _BITS = {"integer_conv": 8, "bf16": 16, "f16": 16, "bf16_mma": 16, "f16_mma": 16, "fp8_mma": 8, "fp8_f16_mma": 8}
 _LEAST = 2.0**-10  # stands for zero

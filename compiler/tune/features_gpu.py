@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Of an empty kernel; of a load from memory; from one instruction of a warp to the next, two of four cycles overlapping.
 _LAUNCH_S, _LATENCY_S, _STEP_S = 1e-6, 6e-7, 1.4e-9
+_EXCHANGE = 1000  # instructions' time in which blocks that shared k add up what each has
 _TENSOR = 16  # operations of tensor cores on float16, for one of float32 outside of them; twice as many on bytes
 _TOKENS, _FEW = 8, 16  # rows up to which the tensor-core templates have bodies of their own
 _QUERIES = 4  # and attention
@@ -67,15 +68,18 @@ class _Blocks:
 
 
 def mma(w: Any, config: Config, target: Target, sizes: Mapping[str, int], threads: int) -> dict[str, float]:
-    """`schedules.gemm.cuda_mma`: a body for a few tokens, one for few rows, whose warps share k, and one of tiles."""
+    """`schedules.gemm.cuda_mma`: a body for a few tokens, one for few rows, whose warps share k, and one of tiles;
+    `schedules.gemm.cuda_wgmma` has other knobs for the latter."""
     assert isinstance(target, CudaTarget)
     if sizes["M"] <= _TOKENS:
         return _decode(w, config, target, sizes["M"])
     M, few = sizes["M"], sizes["M"] <= _FEW
     bits, bytes_x = getattr(w, "bits", 16), 1 if getattr(w, "activations", "") in ("a8", "fp8") else 2
-    across = 1 if few else int(config["BN"]) // _COLUMNS
+    if not few and "ring" in config:
+        config = {"BN": 128 * int(config["groups"]), "BM": config["rows"], "down": 1, "stages": config["ring"]}
     rows, down = (_FEW, 1) if few else (int(config["BM"]), int(config["down"]))
     along, stages = (int(config["along"]), int(config["few_stages"])) if few else (1, int(config["stages"]))
+    across = 1 if few else int(config["BN"]) // _COLUMNS
     split = int(config.get("few_split" if few else "split", 1))
     depth = _ROW // bytes_x * along  # k of a step
     row_tiles, column_tiles = -(-M // rows), -(-w.N // (_COLUMNS * across))
@@ -93,7 +97,8 @@ def mma(w: Any, config: Config, target: Target, sizes: Mapping[str, int], thread
         registers=min(56 + products * (36 if grouped else 20) + rows * along * _ROW // block_threads // 2, 255),
         shared=int(stages * weights * (1.25 if grouped else 1)) + x + (along - 1) * rows * _COLUMNS * across * 4,
         flying=(stages - 1) * weights + rows * depth * 4,
-        path=-(-w.K // (depth * split)) * _step(products, rows * along, block_threads, bits, grouped),
+        path=-(-w.K // (depth * split)) * _step(products, rows * along, block_threads, bits, grouped)
+        + (_EXCHANGE if split > 1 else 0),
     )
     padded = row_tiles * rows * column_tiles * _COLUMNS * across
     ops = 2 * padded * w.K
@@ -129,7 +134,7 @@ def _decode(w: Any, config: Config, target: CudaTarget, M: int) -> dict[str, flo
         registers=min(64 + 4 * ahead, 255),
         shared=M * 2 * w.K // split + warps * M * _COLUMNS * 4,
         flying=float(warps * ahead * _WARP * _LOAD),
-        path=each * (ahead * 90 + 60) + 200,
+        path=each * (ahead * 90 + 60) + 200 + (_EXCHANGE if split > 1 else 0),
     )
     least = w.N * w.K * bits / 8 + 4 * M * (w.K + w.N)
     traffic = least + (8 * M * w.N * split if split > 1 else 0)

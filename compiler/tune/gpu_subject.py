@@ -10,28 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from llmc.gpu.function import DeviceFunction, compile_function
-from llmc.gpu.predict import predict
+from llmc.gpu.function import DeviceFunction
 from llmc.runtime.device import load_cudart
 from llmc.schedules.base import Config
 from llmc.targets.cuda import CudaTarget
-from llmc.tune.gpu_code import code_of, gate
+from llmc.tune.gpu_build import NAME, build_function, host_module
+from llmc.tune.gpu_names import FLUSH
 from llmc.tune.rounds import BURST, Round, alternate
-from llmc.tune.subject import Candidate, Case, Rejected, Subject
+from llmc.tune.subject import Candidate, Case, Subject
 from llmc.tune.task import Task, Timing
-from llmc.tvm_shim import IRModule, TvmTarget, tvm, tvm_ffi
+from llmc.tvm_shim import tvm, tvm_ffi
 
 _RUNTIME = "libtvm_runtime_cuda.so"
-_FLUSH = "llmc.tune.flush"  # what TVM's evaluator calls before each call that it times
 _FLUSHED = 2  # buffers of so many times the second-level cache leave nothing else in it
 
 
 @dataclass(frozen=True)
 class _Loaded(Candidate):
-    """A kernel on the GPU, in a module of its own, where it is called `name`."""
+    """A kernel on the GPU, in a module of its own."""
 
     module: Any
-    name: str
 
 
 class GpuSubject(Subject):
@@ -43,21 +41,16 @@ class GpuSubject(Subject):
     def __init__(self, task: Task, careful: bool, seed: int) -> None:
         assert isinstance(task.target, CudaTarget)
         load_runtime()
-        self.device, self.target = tvm.cuda(0), task.target
+        self.device = tvm.cuda(0)
         shape = (math.ceil(_FLUSHED * task.target.l2_bytes / 4),)
         self.scratch = [tvm.runtime.empty(shape, "float32", self.device) for _ in range(2)]
         super().__init__(task, careful, seed)
 
     def build(self, config: Config) -> Candidate:
         """Compile a configuration, load it and pack the weights for it. Raises Rejected for what fails a gate."""
-        workload = self.kernel.workload
-        function = compile_function(self.kernel.template.build(workload, self.target, config), self.target)
-        default = self.kernel.template.default(workload, self.target)
-        if (failed := gate(function, self.task, self.careful)) and config != default:
-            raise Rejected("gate", failed)
-        calls = [predict(function, workload, point.sizes()) for point in self.task.points]
-        module, name = load(function), str(function.function.attrs["global_symbol"])
-        return _Loaded(module[name], *self._packed(config), code_of(function, calls), config, module, name)
+        function, code = build_function(self.task, config, self.careful)
+        module = load(function)
+        return _Loaded(module[NAME], *self._packed(config), code, config, module)
 
     def _there(self, array: np.ndarray) -> Any:
         return tvm.runtime.tensor(array, self.device)
@@ -77,12 +70,12 @@ class GpuSubject(Subject):
             for source, tensor in twins:
                 source.copyto(tensor)
 
-        tvm_ffi.register_global_func(_FLUSH, flush, override=True)
+        tvm_ffi.register_global_func(FLUSH, flush, override=True)
 
         def timer(racer: Candidate) -> Round:
             assert isinstance(racer, _Loaded)
             evaluate = racer.module.time_evaluator(
-                racer.name, self.device, number=1, repeat=BURST, f_preproc=_FLUSH, limit_zero_time_iterations=1
+                NAME, self.device, number=1, repeat=BURST, f_preproc=FLUSH, limit_zero_time_iterations=1
             )
             return lambda: list(evaluate(*inputs.values(), *racer.packed[0], *outputs).results)
 
@@ -91,10 +84,7 @@ class GpuSubject(Subject):
 
 def load(function: DeviceFunction) -> Any:
     """A compiled function as a module that can be called: host code from memory, kernels as the driver takes them."""
-    name = str(function.function.attrs["global_symbol"])
-    host = tvm.get_global_func("target.build.llvm")(
-        IRModule({name: function.host}), TvmTarget(function.target.tvm()).host
-    )
+    host = host_module(function)
     from_bytes = tvm_ffi.get_global_func("ffi.Module.load_from_bytes.cuda")
     for kernel in function.kernels.values():
         host.import_module(from_bytes(kernel.module))

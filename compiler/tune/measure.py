@@ -28,7 +28,7 @@ from llmc.targets.detect import machine
 from llmc.tune.task import Measurement, Status, Task
 from llmc.tune.worker import BUILT, GO, PREPARED, STARTED, Job, out_of_memory
 
-_DEVICE_S = 120.0  # for building or running a GPU's kernel at least: NVIDIA's compiler takes its time
+_DEVICE_S = 120.0  # for building or running a GPU's kernel, at least
 _PREPARE_S = 300.0  # for starting Python, making weights and computing references; our own code, not a candidate's
 
 Phase = Literal["idle", "preparing", "building", "waiting", "running"]

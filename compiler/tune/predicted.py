@@ -71,8 +71,10 @@ class Predictor:
         """
         default = self._default(task)
         for config, found in self._pool.build(task, configs, careful):
-            failed = isinstance(found, Measurement)  # perhaps its process was lost: that is no measurement, either
-            yield replace(found, predicted="ranked") if failed else _judged(config, found, default, careful)
+            if isinstance(found, Measurement):  # perhaps its process was lost: that is no measurement, either
+                yield replace(found, predicted="ranked")
+            else:
+                yield _judged(config, found, default, careful)
 
     def _default(self, task: Task) -> Examined:
         name = task.key, str(task.points)

@@ -12,7 +12,7 @@ from types import TracebackType
 from llmc.errors import KernelError, OptionError
 from llmc.schedules.base import Config
 from llmc.targets.base import Target
-from llmc.tune.builders import Builders, Built, ClusterBuilders, LocalBuilders
+from llmc.tune.builders import BUILD_S, GPU_BUILD_S, Builders, Built, ClusterBuilders, LocalBuilders
 from llmc.tune.child import Child, Lost
 from llmc.tune.device import PREPARE_S, Device, Job, prepare, race
 from llmc.tune.task import Measurement, Task
@@ -23,7 +23,8 @@ _GRACE_S = 10.0  # beyond a device's own limit: then it has fallen silent
 def remote_measurer(target: Target, tracker: str, key: str, builders: str = "", *, seed: int = 0) -> RemoteMeasurer:
     """What `llmc tune --tracker HOST:PORT --key KEY --builders tcp://SCHEDULER:PORT` measures with; without a
     scheduler, candidates are built on this machine. Raises OptionError."""
-    made = ClusterBuilders(builders) if builders else LocalBuilders()
+    limit_s = GPU_BUILD_S if target.kind == "cuda" else BUILD_S
+    made = ClusterBuilders(builders, limit_s) if builders else LocalBuilders(limit_s=limit_s)
     try:
         return RemoteMeasurer(target, tracker=tracker, key=key, builders=made, seed=seed)
     except BaseException:
@@ -34,11 +35,10 @@ def remote_measurer(target: Target, tracker: str, key: str, builders: str = "", 
 class RemoteMeasurer:
     """Measures on the devices that an RPC tracker at `tracker` ("host:port") knows by `key`, one at a time. Use it as a
     context manager, from one thread: on leaving it neither a process nor a session is left behind. It closes
-    `builders`, too.
+    `builders`, too. A device for a GPU's target runs `gpu_server`.
 
     `timeout_s` is what a candidate may take on the device, uploading included; `wait_s` how long to wait for a device
-    that is free. `seed` decides all random data. Raises OptionError for a target whose kernels do not run on a CPU,
-    and if there is no such tracker or device.
+    that is free. `seed` decides all random data. Raises OptionError if there is no such tracker or device.
     """
 
     def __init__(
@@ -52,9 +52,6 @@ class RemoteMeasurer:
         wait_s: float = 120.0,
         seed: int = 0,
     ) -> None:
-        if target.kind != "llvm":
-            hint = "tune on a machine that has one"
-            raise OptionError("only kernels for CPUs are measured elsewhere", where=target.name, hint=hint)
         self.device = Device(*_address(tracker), key, wait_s, timeout_s)
         self.device.demand_known()
         self.builders, self.seed = builders, seed

@@ -16,12 +16,14 @@ from llmc.tune.task import Point, Task
 EARLY_CONTEXT, DECODE_CONTEXT, SHORT, PREFILL = 192, 512, 32, 128  # tokens
 _STEPS = ((1, 1), (32, 1), (32, 8))  # of a recurrent layer, and sequences side by side
 _PIXELS = (28, 28)  # of an image where the model leaves them open
-# Templates that are compared at long prompts: for few rows their kernels are others.
-_LONG = (
-    *("lowbit", "table", "outliers", "dense", "lowbit_mma", "int8_mma", "bf16_mma", "f16_mma"),
-    *("fp8_mma", "fp8_f16_mma"),
-    *("lowbit_cuda", "table_cuda", "dense_cuda"),
+# Templates that are compared at long prompts; those for tensor cores of GPUs at a few rows, too, for which they have
+# kernels, and knobs, of their own.
+_LONG = ("lowbit", "table", "outliers", "dense", "lowbit_cuda", "table_cuda", "dense_cuda")
+_LONG_AND_FEW = (
+    *("lowbit_mma", "int8_mma", "bf16_mma", "f16_mma", "table_mma", "int8_table_mma", "outliers_mma"),
+    *("lowbit_wgmma", "bf16_wgmma", "f16_wgmma"),
 )
+_FEW = 16
 _BLOCK = 64  # keys side by side in the packed cache
 
 
@@ -55,15 +57,15 @@ def points_of(kernel: Kernel, decoder: bool = True) -> tuple[Point, ...]:
         return (Point((("R", 1),)),)
     symbols = _symbols(kernel)
     decode, prompt = (_attention(symbols, *sizes) for sizes in ((1, DECODE_CONTEXT - 1), (PREFILL, 0)))
-    if isinstance(
-        kernel.workload, AttentionWorkload
-    ):  # few keys are better shared out among threads in another way than many
+    if isinstance(kernel.workload, AttentionWorkload):  # few keys are better shared out in another way than many
         early = _attention(symbols, 1, EARLY_CONTEXT - 1)
         return Point(early, first / 2), Point(decode, first / 2), Point(prompt, 1 - first)
     if "S" in symbols:
         return Point(decode, first), Point(_attention(symbols, SHORT, 0), many), Point(prompt, many)
-    linear = kernel.template.name in _LONG
-    rows = (PREFILL, 4 * PREFILL) if linear else (SHORT, PREFILL)
+    name = kernel.template.name
+    rows: tuple[int, ...] = (PREFILL, 4 * PREFILL) if name in (*_LONG, *_LONG_AND_FEW) else (SHORT, PREFILL)
+    if name in _LONG_AND_FEW:
+        rows, many = (_FEW, *rows), (1 - first) / 3
     return Point((("M", 1),), first), *(Point((("M", M),), many) for M in rows)
 
 

@@ -10,6 +10,10 @@ a float32 cache, 46.55 with keys by token and 46.35 with keys by channel, which 
 In 4 bits it would: 48.77 with groups of 32 dimensions as here (48.16 with 16, 50.14 with whole heads), 46.80 by
 channel. Where 4 bits cost too much, take 8.
 
+E4M3 loses more than int8 in the same bytes: of SmolLM2-135M's keys and values on 512 tokens it leaves 33.6 and 32.4 dB,
+int8 39.4 and 42.9 dB; E4M3 without scales, which could overflow, would leave 31.7 and 31.5 dB. It is there for models
+and tools that expect it.
+
 Rounded caches lie in blocks of 64 tokens: keys [B, KV, CB, D, 64/n], values [B, KV, CB, 64/n, D] with n codes a byte,
 token j of a block in the low half and token j + 32 in the high half; and planes [B, KV, CB, rows, 64], of each token
 the scales (and lows) of its key and its value.

@@ -18,6 +18,9 @@ from llmc.schedules.gemm.cuda_codes import Codes
 from llmc.schedules.gemm.cuda_f16 import MMA_F16
 from llmc.schedules.gemm.cuda_fp8 import MMA_FP8, MMA_FP8_F16
 from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload
+from llmc.schedules.gemm.cuda_outliers import MMA_OUTLIERS, HalfOutlierLinearWorkload
+from llmc.schedules.gemm.cuda_tables import MMA_INT8_TABLE, MMA_TABLE, HalfTableLinearWorkload
+from llmc.schedules.gemm.cuda_wgmma import WGMMA_BF16, WGMMA_F16, WGMMA_FP8, WGMMA_LOWBIT
 from llmc.schedules.gemm.dense import DenseLinear, DenseLinearWorkload
 from llmc.schedules.gemm.f16 import F16LinearWorkload
 from llmc.schedules.gemm.fp8 import Fp8LinearWorkload
@@ -236,7 +239,7 @@ def linear(
 
     On tensor cores where x may be rounded, and their kernels take the shape: codes are multiplied with x in float16, or
     in int8 with `activations` "a8", and "bf16" and "f16" round both to these types. "fp8" rounds x to E4M3, or to
-    float16 on GPUs without such products. All else is float32, as are weights some of whose columns have no codes.
+    float16 on GPUs without such products. All else is float32.
     """
     same: dict[str, Any] = {"bias": bias, "activation": activation, "residual": residual}
     rounded: list[Kernel] = []
@@ -244,20 +247,27 @@ def linear(
         N, K = weight.shape
         plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(N, K, **same))
         if activations == "bf16":
-            rounded.append(Kernel(MMA_BF16, Bf16LinearWorkload(N, K, **same, activations="bf16")))
+            for template in (WGMMA_BF16, MMA_BF16):
+                rounded.append(Kernel(template, Bf16LinearWorkload(N, K, **same, activations="bf16")))
         if activations == "f16":
-            rounded.append(Kernel(MMA_F16, F16LinearWorkload(N, K, **same, activations="f16")))
+            for template in (WGMMA_F16, MMA_F16):
+                rounded.append(Kernel(template, F16LinearWorkload(N, K, **same, activations="f16")))
     elif weight.table == E4M3:
         plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(weight.N, weight.K, **same))
-        for template, x in ((MMA_FP8, "fp8"), (MMA_FP8_F16, "f16")):
+        for template, x in ((WGMMA_FP8, "fp8"), (MMA_FP8, "fp8"), (MMA_FP8_F16, "f16")):
             rounded.append(Kernel(template, Fp8LinearWorkload(weight.N, weight.K, **same, activations=x)))
     elif weight.outliers:
         plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(weight.N, weight.K, **same))
+        rounded.append(Kernel(MMA_OUTLIERS, HalfOutlierLinearWorkload.of(weight, activations="a32", **same)))
     elif weight.table:
         plain = Kernel(CUDA_TABLE, TableLinearWorkload.of(weight, activations="a32", **same))
+        if activations == "a8":
+            rounded.append(Kernel(MMA_INT8_TABLE, TableLinearWorkload.of(weight, activations="a8", **same)))
+        rounded.append(Kernel(MMA_TABLE, HalfTableLinearWorkload.of(weight, activations="a32", **same)))
     else:
         plain = Kernel(CUDA_LOWBIT, LowBitLinearWorkload.of(weight, activations="a32", **same))
         if activations == "a8":
             rounded.append(Kernel(MMA_INT8, LowBitLinearWorkload.of(weight, activations="a8", **same)))
-        rounded.append(Kernel(MMA_LOWBIT, HalfLinearWorkload.of(weight, activations="a32", **same)))
+        for template in (WGMMA_LOWBIT, MMA_LOWBIT):
+            rounded.append(Kernel(template, HalfLinearWorkload.of(weight, activations="a32", **same)))
     return next((k for k in rounded if k.template.accepts(k.workload, target)), plain)

@@ -23,6 +23,7 @@ from llmc.schedules.gemm.cuda_mma_tile import CHUNKS, swizzled
 from llmc.schedules.gemm.fp8 import TINY, Fp8Linear, Fp8LinearWorkload
 from llmc.targets import mma
 from llmc.targets.base import Target
+from llmc.targets.cuda import arch_number
 from llmc.targets.threads import BlockReduction, Cell, launch, strided
 from llmc.tvm_shim import T
 
@@ -72,7 +73,7 @@ class Fp8DecodeBlock(DecodeBlock):
             first = T.bind(self.begin * self.depth + block * 64 + side * 4)
             for i in range(4):
                 four = self._four(row, first + 16 * i)
-                T.buffer_store(words, _four_codes([four[e] for e in range(4)], inverse), [i])
+                T.buffer_store(words, four_codes([four[e] for e in range(4)], inverse), [i])
             T.buffer_store(self.x, words[T.ramp(0, 1, 4)], [row, T.ramp(block * 16 + side * 4, 1, 4)])
 
     def _fold(self, sums: Any, row_sums: list[Cell], planes: Any, x_scale: Any, into: Any) -> None:
@@ -97,7 +98,7 @@ class Fp8Block(MmaBlock):
             row, chunk = self._x_place(item)
             for word in range(4):
                 values = [self.held[16 * item + 4 * word + e] for e in range(4)]
-                T.buffer_store(words, _four_codes(values, inverse), [word])
+                T.buffer_store(words, four_codes(values, inverse), [word])
             to = swizzled(chunk, row) * 4
             T.buffer_store(self.a, words[T.ramp(0, 1, 4)], [slot, row, T.ramp(to, 1, 4)])
 
@@ -112,7 +113,7 @@ class Fp8Block(MmaBlock):
                         registers[2 * h + e].v = registers[2 * h + e].v * scale
 
 
-def _four_codes(values: list[Any], inverse: Any) -> Any:
+def four_codes(values: list[Any], inverse: Any) -> Any:
     """Four values in one register."""
     low, high = (mma.pack_e4m3(*(value * inverse for value in values[i : i + 2])) for i in (0, 2))
     return T.bitwise_or(low, T.shift_left(high, T.uint32(16)))
@@ -157,7 +158,7 @@ class MmaFp8Linear(_MmaTemplate, Fp8Linear):
     def accepts(self, workload: Workload, target: Target) -> bool:
         if not isinstance(workload, Fp8LinearWorkload) or target.kind != "cuda":
             return False
-        able = self.activations != "fp8" or int(target.mcpu.removeprefix("sm_")) >= _FIRST_SM
+        able = self.activations != "fp8" or arch_number(target) >= _FIRST_SM
         return able and workload.activations == self.activations and workload.K % 4 == 0
 
     def fragments(self, workload: Any) -> FragmentLayout:

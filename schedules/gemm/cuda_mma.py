@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -16,22 +16,19 @@ import numpy as np
 
 from llmc.errors import KernelError
 from llmc.schedules.base import Arrays, Config, Space, Template, Workload
-from llmc.schedules.formats import TABLES, Outliers, QuantizedWeight
 from llmc.schedules.gemm.bf16 import Bf16Linear, Bf16LinearWorkload
 from llmc.schedules.gemm.bf16_packing import round_to_bf16
 from llmc.schedules.gemm.cuda_mma_decode import DecodeTile, room_for_x
 from llmc.schedules.gemm.cuda_mma_int8 import GROUPS, Int8Block
 from llmc.schedules.gemm.cuda_mma_kernel import MmaBlock, MmaKernel, plane_dtypes
-from llmc.schedules.gemm.cuda_mma_outliers import pack_outliers
 from llmc.schedules.gemm.cuda_mma_packing import FragmentLayout
 from llmc.schedules.gemm.cuda_mma_tile import BlockTile, Split, best_split
-from llmc.schedules.gemm.lowbit import TABLE, LowBitLinear, LowBitLinearWorkload, TableLinearWorkload
+from llmc.schedules.gemm.lowbit import LowBitLinear, LowBitLinearWorkload
 from llmc.schedules.gemm.packing import stored_dtype
 from llmc.targets.base import Target
 from llmc.targets.cuda import CudaTarget
 
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
-_RESIDENT = 2  # blocks that a multiprocessor has at once, at least
 _WARPS = 8  # that share k in decoding
 _SHARED_STEPS = 6  # from so many on, blocks of many rows share k
 
@@ -76,11 +73,11 @@ class _MmaTemplate(Template):
         """The deepest pipelines that shared memory holds, and the most warps that share k where there are few rows; as
         many blocks as pay for the second launch."""
         assert isinstance(target, CudaTarget)
-        layout, resident = self.fragments(workload), _RESIDENT * target.multiprocessors
+        layout, places = self.fragments(workload), (self.fragments(workload).tiles, target.multiprocessors)
         for config in _preferred(layout):
             decode, few, many = _tiles(config)
-            config["one_split"] = best_split(decode.rounds(layout), layout.tiles, resident, _SPLITS)
-            config["few_split"] = best_split(few.steps(layout, workload.K), layout.tiles, resident, _SPLITS)
+            config["one_split"] = best_split(decode.rounds(layout), *places, _SPLITS)
+            config["few_split"] = best_split(few.steps(layout, workload.K), *places, _SPLITS)
             if many.steps(layout, workload.K) < _SHARED_STEPS:
                 config["split"] = 1
             if self._valid(config, workload, target):
@@ -95,28 +92,36 @@ class _MmaTemplate(Template):
     def build(self, workload: Any, target: Target, config: Config) -> Any:
         if not self.accepts(workload, target):
             raise KernelError(f"{workload.key()} is outside what {self.name} computes", where=target.name)
+        assert isinstance(target, CudaTarget)
         layout, kind = self.fragments(workload), self.kind(workload)
         return MmaKernel(workload, target, _tiles(config), layout, kind, self.block).build()
 
     def _valid(self, config: Config, w: Any, target: Target) -> bool:
         assert isinstance(target, CudaTarget)
         decode, few, many = _tiles(config)
-        layout, size = self.fragments(w), getattr(w, "group_size", w.K)
-        decodes = decode.fits(layout, size if size < w.K else None, room_for_x(target))
+        layout, group = self.fragments(w), self._group(w)
+        room, registers = room_for_x(target), min(target.vector_registers, target.registers // decode.threads)
+        decodes = decode.fits(layout, group, room) and decode.needs(layout, group, self._plane_bytes(w)) <= registers
         even = Split.even(few.steps(layout, w.K), few.split).parts == few.split
         return decodes and even and all(self._fits(tile, w, target) for tile in (few, many))
+
+    def _group(self, w: Any) -> int | None:
+        """k of one scale; None where one serves a whole row, or there is none."""
+        size = int(getattr(w, "group_size", w.K))
+        return size if size < w.K else None
+
+    def _plane_bytes(self, w: Any) -> int:
+        """Of scale and zero point for one row and group."""
+        return sum(np.dtype(stored_dtype(dtype)).itemsize for dtype in plane_dtypes(w).values())
 
     def _fits(self, tile: BlockTile, w: Any, target: Target) -> bool:
         """Are its shapes whole, and are there registers and shared memory for a block?"""
         assert isinstance(target, CudaTarget)
-        layout, grouped = self.fragments(w), getattr(w, "group_size", w.K) < w.K
+        layout, group = self.fragments(w), self._group(w)
         if tile.rows % (16 * tile.down) or tile.threads > 512:
             return False
-        planes, spans = 0, 0
-        if grouped:
-            planes = sum(np.dtype(stored_dtype(dtype)).itemsize for dtype in plane_dtypes(w).values())
-            spans = max(1, layout.step // w.group_size)
-        registers = tile.registers(layout, grouped)
+        planes, spans = (self._plane_bytes(w), max(1, layout.step // group)) if group else (0, 0)
+        registers = tile.registers(layout, group is not None)
         fits = registers <= target.vector_registers and registers * tile.threads <= target.registers
         return fits and tile.shared_bytes(layout, planes, spans) <= target.static_shared_bytes
 
@@ -188,92 +193,6 @@ class MmaInt8Linear(MmaLowBitLinear):
         return LowBitLinear._products(self, workload, inputs, weight)
 
 
-@dataclass(frozen=True)
-class HalfTableLinearWorkload(TableLinearWorkload):
-    """As `TableLinearWorkload`, with x and the values of the table rounded to float16; sums are float32."""
-
-    @property
-    def kernel_name(self) -> str:
-        return f"linear_{self.values}a16"
-
-
-class MmaTableLinear(MmaLowBitLinear):
-    """Template "table_mma": `MmaLowBitLinear` for codes that stand for the values of a table."""
-
-    name = "table_mma"
-    serves = HalfTableLinearWorkload
-
-    def example_weights(self, workload: Any, rng: np.random.Generator) -> dict[str, Any]:
-        return TABLE.example_weights(workload, rng)
-
-    def _products(self, workload: Any, inputs: Mapping[str, np.ndarray], weight: Any) -> np.ndarray:
-        x = np.asarray(inputs["x"], np.float16).astype(np.float64)
-        values = np.array(TABLES[workload.values], np.float16).astype(np.float64)[np.asarray(weight.q)]
-        scale = np.repeat(np.asarray(weight.scale, np.float64), weight.group_size, axis=1)[:, : workload.K]
-        return x @ (values * scale).T
-
-
-class MmaInt8TableLinear(MmaInt8Linear):
-    """Template "int8_table_mma": the same for x in int8, and values as whole numbers of `formats.STEPS`."""
-
-    name = "int8_table_mma"
-    serves = TableLinearWorkload
-
-    def example_weights(self, workload: Any, rng: np.random.Generator) -> dict[str, Any]:
-        return TABLE.example_weights(workload, rng)
-
-
-@dataclass(frozen=True)
-class HalfOutlierLinearWorkload(HalfLinearWorkload):
-    """As `HalfLinearWorkload`, with `outliers` channels that are multiplied apart, as float16."""
-
-    outliers: int = 0
-
-    @classmethod
-    def of(cls, weight: QuantizedWeight, **epilogue_: Any) -> HalfOutlierLinearWorkload:
-        """The workload that multiplies with `weight`, which has outliers."""
-        plain = HalfLinearWorkload.of(replace(weight, outliers=None), **epilogue_)
-        return cls(**vars(plain), outliers=len(weight.outlier_channels))
-
-    @property
-    def kernel_name(self) -> str:
-        return f"{super().kernel_name}_outliers"
-
-
-class MmaOutlierLinear(MmaLowBitLinear):
-    """Template "outliers_mma": `MmaLowBitLinear` for weights with outliers. Packed: the same, and
-    `cuda_mma_outliers`, before the bias."""
-
-    name = "outliers_mma"
-    serves = HalfOutlierLinearWorkload
-
-    def accepts(self, workload: Workload, target: Target) -> bool:
-        return super().accepts(workload, target) and isinstance(workload, LowBitLinearWorkload) and workload.symmetric
-
-    def layout(self, workload: Any, config: Config, target: Target) -> str:
-        return f"{super().layout(workload, config, target)}.{workload.outliers}"
-
-    def prepack(self, weights: Mapping[str, Any], workload: Any, config: Config, target: Target) -> Arrays:
-        weight: QuantizedWeight = weights["weight"]
-        assert weight.outliers is not None
-        plain = MmaLowBitLinear.prepack(
-            self, {**weights, "weight": _without_outliers(weight)}, workload, config, target
-        )
-        bias = {"bias": plain.pop("bias")} if workload.bias else {}
-        return plain | pack_outliers(workload, weight.outliers) | bias
-
-    def example_weights(self, workload: Any, rng: np.random.Generator) -> dict[str, Any]:
-        weights = super().example_weights(workload, rng)
-        channels = np.sort(rng.permutation(workload.K)[: workload.outliers]).astype(np.int32)
-        columns = rng.standard_normal((workload.N, workload.outliers), np.float32)
-        return weights | {"weight": replace(weights["weight"], outliers=Outliers(channels, columns))}
-
-    def _products(self, workload: Any, inputs: Mapping[str, np.ndarray], weight: Any) -> np.ndarray:
-        plain = super()._products(workload, inputs, _without_outliers(weight))
-        aside = np.asarray(inputs["x"], np.float16)[:, weight.outliers.channels].astype(np.float64)
-        return plain + aside @ np.asarray(weight.outliers.columns, np.float16).T.astype(np.float64)
-
-
 class MmaBf16Linear(_MmaTemplate, Bf16Linear):
     """Template "bf16_mma": weights and x in bfloat16. Weights in: weight [N, K] float32, bias [N]. Packed: q of
     `cuda_mma_packing`, bias [N]."""
@@ -302,14 +221,6 @@ def _fragments(w: LowBitLinearWorkload, pack: int) -> FragmentLayout:
     return FragmentLayout(w.N, w.K, width, pack, w.halves, bool(w.table))
 
 
-def _without_outliers(weight: QuantizedWeight) -> QuantizedWeight:
-    """The same, with zeros in the channels of outliers."""
-    assert weight.outliers is not None
-    codes = np.array(weight.q)
-    codes[:, weight.outliers.channels] = weight.zero
-    return replace(weight, q=codes, outliers=None)
-
-
 def _tiles(config: Config) -> tuple[DecodeTile, BlockTile, BlockTile]:
     """For up to 8 rows, up to 16, and more."""
     c = {knob: int(value) for knob, value in config.items()}
@@ -334,5 +245,3 @@ def _bias(weights: Mapping[str, Any], workload: Any) -> Arrays:
 
 
 MMA_LOWBIT, MMA_INT8, MMA_BF16 = MmaLowBitLinear(), MmaInt8Linear(), MmaBf16Linear()
-MMA_OUTLIERS = MmaOutlierLinear()
-MMA_TABLE, MMA_INT8_TABLE = MmaTableLinear(), MmaInt8TableLinear()

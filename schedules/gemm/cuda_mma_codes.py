@@ -94,8 +94,16 @@ class ByteCodes(Codes):
         return T.bitwise_xor(bits, T.uint32(0x80808080))
 
 
-class HalfTable(Operands):
-    """Codes of 4 bits that stand for the values of a table, which become float16."""
+class Table(Operands):
+    """Codes of 4 bits that stand for the values of a table."""
+
+    @abstractmethod
+    def __init__(self, name: str) -> None:
+        """`name` is the table's in `formats.TABLES`."""
+
+
+class HalfTable(Table):
+    """Values as float16."""
 
     ones, sums_dtype = 0x3C003C00, "float32"
 
@@ -109,8 +117,8 @@ class HalfTable(Operands):
         return [permuted(low, high, T.uint32(order)) for order in (0x5140, 0x7362)]
 
 
-class ByteTable(Operands):
-    """The same as whole numbers of one byte, in `formats.STEPS`."""
+class ByteTable(Table):
+    """Values as whole numbers of one byte, in `formats.STEPS`."""
 
     ones, sums_dtype = 0x01010101, "uint32"
 

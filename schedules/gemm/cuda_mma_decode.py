@@ -74,6 +74,11 @@ class DecodeTile:
         groups = group is None or depth % group == 0 or group % depth == 0
         return loads and groups and self.share(layout).parts == self.split and self.rows(layout, room) > 0
 
+    def needs(self, layout: FragmentLayout, group: int | None, plane_bytes: int) -> int:
+        """About how many registers of a thread; `plane_bytes` of scales and zero points for each row and group."""
+        planes = 2 * plane_bytes * max(1, self.depth(layout) // group) if group else 0
+        return 12 * self.ahead + planes + 72
+
 
 class DecodeBlock:
     """What one thread does. `kernel` is the `MmaKernel`; x becomes float16 or bfloat16."""

@@ -24,12 +24,13 @@ GROUPS = (32, 64, 128)  # of which each is a whole product, and inside of one st
 
 
 class Int8DecodeBlock(DecodeBlock):
-    """As `DecodeBlock`, for x in int8. `x_scale` [rows, groups of the block's part] in shared memory."""
+    """As `DecodeBlock`, for x in int8. `x_scale` [groups of the block's part, rows] in shared memory: lanes that read
+    those of several rows at once meet different banks."""
 
     def emit(self) -> None:
         tile, layout = self.tile, self.layout
         groups = tile.share(layout).share * self.depth // self.k.group
-        self.x_scale = shared((tile.rows(layout, self.k.room), max(groups, 1)))
+        self.x_scale = shared((max(groups, 1), tile.rows(layout, self.k.room)))
         super().emit()
 
     def _stage(self) -> None:
@@ -53,14 +54,14 @@ class Int8DecodeBlock(DecodeBlock):
                     T.buffer_store(words, _four_codes(values[4 * i : 4 * i + 4], inverse), [start + i])
                 group = T.floordiv(block * 4 + start, T.int64(together))
                 with T.If(T.And(item < items, T.floormod(item, T.int64(4 * max(1, together // 4))) == 0)), T.Then():
-                    T.buffer_store(self.x_scale, largest * T.float32(_unit(self.k.table)), [row, group])
+                    T.buffer_store(self.x_scale, largest * T.float32(_unit(self.k.table)), [group, row])
             with T.If(item < items), T.Then():
                 to = block * 16 + side * 4
                 T.buffer_store(self.x, words[T.ramp(0, 1, 4)], [row, T.ramp(to, 1, 4)])
 
     def _x_scale(self, chunk: Any, span: int) -> list[Any]:
         group = T.floordiv(chunk * self.depth + span * (self.depth // self.spans), T.int64(self.k.group))
-        return [Cell(self.x_scale[T.min(self.q * 2 + e, self.k.M - 1), group]).v for e in range(2)]
+        return [Cell(self.x_scale[group, T.min(self.q * 2 + e, self.k.M - 1)]).v for e in range(2)]
 
     def _float(self, register: Any) -> Any:
         return _float(register)

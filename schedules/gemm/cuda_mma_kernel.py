@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.schedules.gemm.cuda_mma_codes import Codes, HalfCodes, HalfTable, Operands
+from llmc.schedules.gemm.cuda_mma_codes import Codes, HalfCodes, HalfTable, Operands, Table
 from llmc.schedules.gemm.cuda_mma_decode import DecodeBlock, DecodeTile, room_for_x
 from llmc.schedules.gemm.cuda_mma_end import Ending
 from llmc.schedules.gemm.cuda_mma_outliers import Aside
@@ -148,7 +148,7 @@ class MmaBlock:
     """What one thread does of one block's tile, for products of 16-bit elements."""
 
     codes: type[Codes] = HalfCodes
-    tables: type[Operands] = HalfTable
+    tables: type[Table] = HalfTable
     decode: type[DecodeBlock] = DecodeBlock
 
     def __init__(

@@ -79,16 +79,15 @@ class Split:
 
 
 # What adding parts up costs, in steps of a block: another launch, which `llmc.gpu.predict` puts at 1.6 us, where steps
-# take 0.4 to 0.7 us.
-_MERGE = 3
+# take 0.4 to 0.7 us. And what a block takes before its first step.
+_MERGE, _BEGIN = 3, 1
 
 
-def best_split(steps: int, places: int, resident: int, choices: Iterable[int]) -> int:
-    """How many blocks should share the k of one place, where k takes `steps` one after another, and `resident` blocks
-    are on the GPU at once."""
+def best_split(steps: int, places: int, multiprocessors: int, choices: Iterable[int]) -> int:
+    """How many blocks should share the k of one place, where k takes `steps` one after another."""
 
     def cost(split: int) -> tuple[int, int]:
-        of_block, waves = Split.even(steps, split).share, -(-places * split // resident)
+        of_block, waves = Split.even(steps, split).share + _BEGIN, -(-places * split // multiprocessors)
         return of_block * waves + (_MERGE if split > 1 else 0), split
 
     return min((split for split in choices if Split.even(steps, split).parts == split), key=cost)

@@ -25,8 +25,9 @@ class CudaNorm(Norm):
         return Space({"threads": (32, 64, 128, 256, 512)})
 
     def default(self, workload: NormWorkload, target: Target) -> dict[str, int | str]:
-        four_each = 1 << (workload.K // 4).bit_length() - 1 if workload.K >= 4 else 1
-        return {"threads": max(32, min(256, four_each))}
+        # What a thread does one after another is what few rows wait for; with fewer than two elements some do nothing.
+        two_each = 1 << (workload.K // 2).bit_length() - 1 if workload.K >= 2 else 1
+        return {"threads": max(32, min(512, two_each))}
 
     def build(self, workload: NormWorkload, target: Target, config: Config) -> Any:
         w, threads = workload, int(config["threads"])

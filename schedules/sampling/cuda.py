@@ -200,13 +200,14 @@ class _Row:
                 share = T.Cast("float64", self.buffers["uniform"][self.r]) * T.Cast("float64", total.v)
                 wanted.v = T.min(T.Cast("uint64", share), total.v - T.uint64(1))
             self._enter(first, wanted, part)
+            if part > 1:
+                barrier()  # before zeros take the place of what was read
             size = part
         self._store(first.v)
 
     def _weigh(self, first: Any, size: int, part: int) -> None:
         """Each warp's part of the `size` tokens from `first` on: the weight of those above the threshold, and how many
         are at it."""
-        barrier()  # before zeros take the place of what was read
         with strided(self.warps, self.thread, self.threads) as i:
             T.buffer_store(self.masses, T.uint64(0), [i])
             T.buffer_store(self.equals, T.uint64(0), [i])

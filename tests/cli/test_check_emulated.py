@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from llmc import checker, emulation
 from llmc.emulator import driver
 from llmc.emulator.emulator import available
-from llmc.errors import CheckError
+from llmc.errors import LlmcError
 from llmc.package.device import device_kernels
 from llmc.package.manifest import ArraySpec
 from llmc.package.reader import open_artifact
@@ -95,21 +96,21 @@ def test_rows_are_what_a_call_multiplies_with() -> None:
     assert emulation.rows([ArraySpec("x", "float32", ())], dims) == 1
 
 
-def checked_with_a_fault(artifact: Path, model: Path) -> str:
-    """The kernels' CUDA C is not what it was when it was compiled: each read is one element further on."""
+def checked(artifact: Path, model: Path, old: str, new: str) -> str:
+    """What is said where the kernels' CUDA C is not what it was when it was compiled."""
     opened = open_artifact(artifact)
 
     def register(path: Path) -> None:
         for name in device_kernels(opened):
             source = opened.read(f"cuda/{name}.cu").decode()
-            wrong = source.replace("((", "(1000000 + (")
-            driver.register_kernel(name, wrong, opened.read(f"cuda/{name}.bin"))
+            driver.register_kernel(name, source.replace(old, new), opened.read(f"cuda/{name}.bin"))
 
     with patch.object(driver, "register", register):
         try:
             checker.check(artifact, model, emulate=True)
-        except CheckError as error:
-            return str(error)
+        except LlmcError as error:
+            driver.forgive()
+            return f"{error.exit_code} {error}"
     return ""
 
 
@@ -117,5 +118,7 @@ def checked_with_a_fault(artifact: Path, model: Path) -> str:
 @needs_emulator
 def test_what_the_emulator_finds_is_said(linear: tuple[Path, Path]) -> None:
     with emulated() as call:
-        message = call(checked_with_a_fault, *linear)
-    assert "the emulated GPU found: " in message and "(line " in message, message
+        unknown = call(checked, *linear, "{", '{ asm volatile("new.instruction;");')
+        assert unknown.startswith("2 --emulate: kernel ") and "cannot be emulated" in unknown, unknown
+        message = call(checked, *linear, "((", "(1000000 + (")
+        assert re.search(r"^9 .*the emulated GPU found: \w+, block .* line \d+", message), message

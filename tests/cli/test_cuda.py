@@ -26,9 +26,11 @@ def test_a_model_for_a_gpu_is_compiled_and_inspected(llmc: Call, relu: Path, mlp
     assert code == 0 and kernel["name"] == "relu_kernel" and kernel["arch"] == "sm_80"
     assert 0 < kernel["registers"] < 256 and 0 < kernel["occupancy"] <= 1
     assert kernel["spill_bytes"] == kernel["shared_bytes"] == kernel["hmma"] == kernel["imma"] == 0
-    assert kernel["predicted_us"] is None  # nothing says yet how long it takes
+    assert 0.9 < kernel["predicted_us"] < 10 and kernel["predicted_at"] == "512 tokens"
+    assert kernel["worst_conflict"] == kernel["mean_conflict"] == 1
     code, out, _ = llmc("inspect", artifact, "--kernels")
-    assert code == 0 and "relu_kernel" in out and "run           not yet, on any GPU" in out
+    assert code == 0 and "relu_kernel" in out and "not yet, on any GPU" in out
+    assert "predicted us" in out and "by a model, not measured" in out
     code, out, _ = llmc("inspect", artifact)
     assert code == 0 and "cuda-sm80 (sm_80), needs an NVIDIA GPU" in out and "cuda/relu_kernel.cu" in out
     (source,) = cuda_sources(artifact).values()

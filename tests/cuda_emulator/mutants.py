@@ -4,7 +4,8 @@
     emulator = Emulator(source)
     with mutants_of(emulator).on(number): ...
 
-Mutated are: barriers of blocks and warps, waits for asynchronous copies and their groups (each left out); indices into
+Mutated are: barriers of blocks and warps, waits for asynchronous copies and products and their groups, bulk copies and
+what counts them, fences (each left out); indices into
 global and shared memory (each one access further), swizzles (each left out) and shuffles (each to half the distance).
 What the compiler drops, since nothing reads it, is not mutated.
 """
@@ -33,9 +34,12 @@ __attribute__((noinline, no_sanitize("thread", "undefined"))) static int64_t emu
 _STATEMENTS = {
     "barrier": re.compile(r"__syncthreads\(\);"),
     "warp barrier": re.compile(r"__syncwarp\([^;]*\);"),
-    "wait": re.compile(r"\w*cp_async_wait\w*\([^;]*\);"),
-    "commit": re.compile(r"\w*cp_async_commit\w*\([^;]*\);"),
+    "wait": re.compile(r"\w*(?:cp_async_wait|wgmma_wait)\w*\([^;]*\);"),
+    "commit": re.compile(r"\w*(?:cp_async_commit|wgmma_commit)\w*\([^;]*\);"),
+    "fence": re.compile(r"\w*(?:wgmma_fence|fence_proxy|fence_mbarrier)\w*\(\);"),
+    "mbarrier": re.compile(r"\w*(?:mbarrier_init_init|mbarrier_arrive|cp_async_bulk)\w*\([^;]*\);"),
 }
+_POLLS = re.compile(r"if \((?=!\(\(\w+\[0\] == \(uint\)0\)\)\) \{ break; \})")  # for a phase of an mbarrier
 _SHARED = re.compile(r"__shared__\s+(?:(?:__align__|alignas)\(\d+\)\s+)?(\w+)\s+(\w+)\s*\[")
 _PARAMETER = re.compile(r"(\w+)\s*\*\s*(?:__restrict__\s+)?(\w+)")
 _UNREAD = re.compile(r"^\s*(?:int|int64_t|uint|bool)\s+(\w+) = [^;]*;$", re.M)
@@ -47,7 +51,8 @@ _COPIED = 16  # bytes of what a copy, or a row of ldmatrix, is
 
 @dataclass(frozen=True)
 class Mutant:
-    """`kind`: barrier, warp barrier, wait, commit, shared, global, swizzle or shuffle; `line`: what it changes."""
+    """`kind`: barrier, warp barrier, wait, commit, fence, mbarrier, shared, global, swizzle or shuffle; `line`: what it
+    changes."""
 
     number: int
     kind: str
@@ -85,6 +90,8 @@ def mutated(source: str) -> tuple[str, list[Mutant]]:
     for kind, pattern in _STATEMENTS.items():
         for match in pattern.finditer(body):
             change.insert(match.start(), f"if (!emu_is({change.mutant(kind, match.start())})) ")
+    for match in _POLLS.finditer(body):
+        change.insert(match.end(), f"emu_is({change.mutant('wait', match.start())}) || ")
     parameters = head[head.rindex('extern "C" __global__') :]
     arrays = {name: ("shared", type_) for type_, name in _SHARED.findall(body)}
     arrays |= {name: ("global", type_) for type_, name in _PARAMETER.findall(parameters)}

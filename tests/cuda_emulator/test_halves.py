@@ -34,18 +34,9 @@ SHAPE = Shape(layers=2, hidden=64, inner=96)
 HANDED_OUT = 2.0**-11
 
 
-@pytest.mark.parametrize(
-    ("form", "target"),
-    [
-        ("genai", "cuda-sm80"),
-        *(
-            pytest.param(form, target, marks=pytest.mark.slow)
-            for form in FORMS
-            for target in CAPABILITY
-            if (form, target) != ("genai", "cuda-sm80")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("target", CAPABILITY)
+@pytest.mark.parametrize("form", FORMS)
 def test_models_in_float16(form: str, target: str, gpus: Callable[[str], Call], tmp_path: Path) -> None:
     """The plain signature, with float16 past and present; a session. The measure is the same model in float32."""
     path = getattr(Decoder(SHAPE), form)(tmp_path / "float32.onnx")

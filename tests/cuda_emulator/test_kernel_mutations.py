@@ -32,11 +32,13 @@ from llmc.schedules.embedding.lowbit import LowBitEmbeddingWorkload
 from llmc.schedules.gemm.bf16 import Bf16LinearWorkload
 from llmc.schedules.gemm.cuda import CUDA_LINEAR, CUDA_LOWBIT
 from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload
+from llmc.schedules.gemm.cuda_wgmma import WGMMA_BF16, WGMMA_FP8, WGMMA_LOWBIT
 from llmc.schedules.gemm.dense import DenseLinearWorkload
+from llmc.schedules.gemm.fp8 import Fp8LinearWorkload
 from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
 from llmc.schedules.norm.cuda import CUDA_NORM
 from llmc.schedules.norm.norm import NormWorkload
-from llmc.targets.cuda import SM80
+from llmc.targets.cuda import SM80, SM90A, CudaTarget
 from tests.cuda_emulator.mutants import Mutant, Switch, mutated
 from tests.schedules.attention.test_attention import make_inputs
 from tests.schedules.attention.test_masks import inputs_of
@@ -52,6 +54,7 @@ EXPLAINED = [
 ]
 # Whole tiles and parts of them: what only rows beyond M compute is of no consequence.
 ROWS = ({"M": 3}, {"M": 16}, {"M": 64}, {"M": 130})
+MANY = ({"M": 64}, {"M": 130})
 LARGE = np.float32(300)  # of scores with which softmax under a wrong maximum overflows, or has only zeros
 
 
@@ -83,7 +86,7 @@ def rows(*dims: Mapping[str, int], tolerance: float = 1e-5) -> Calls:
     def calls(kernel: EmulatedKernel) -> Iterator[Call]:
         template, workload, rng = kernel.template, kernel.workload, np.random.default_rng(0)
         weights = template.example_weights(workload, rng)
-        packed = template.prepack(weights, workload, kernel.config, SM80)
+        packed = template.prepack(weights, workload, kernel.config, kernel.target)
         for each in dims:
             inputs = template.example_inputs(workload, each, rng)
             yield Call(inputs, packed, template.reference(workload, inputs, weights), tolerance)
@@ -125,6 +128,7 @@ class Case:
     template: Template
     workload: Any
     calls: Calls
+    target: CudaTarget = SM80
 
 
 HEADS = AttentionWorkload(6, 2, 64, 0.125)
@@ -153,6 +157,14 @@ MORE = {
         Bf16LinearWorkload(39, 580, bias=True, activation="gelu", residual=True, activations="bf16"),
         rows(*ROWS),
     ),
+    "warpgroups": Case(
+        WGMMA_LOWBIT, HalfLinearWorkload(140, 300, 4, 32, True, 8.0, "float16", **HALF), rows(*MANY), SM90A
+    ),
+    "warpgroups, zero points": Case(
+        WGMMA_LOWBIT, HalfLinearWorkload(40, 460, 8, 128, False, bias=True, **HALF), rows(*MANY), SM90A
+    ),
+    "warpgroups, fp8": Case(WGMMA_FP8, Fp8LinearWorkload(39, 300, residual=True), rows(*MANY), SM90A),
+    "warpgroups, bf16": Case(WGMMA_BF16, Bf16LinearWorkload(39, 300, activations="bf16"), rows(*MANY), SM90A),
     "append": Case(CUDA_KV_APPEND, KVAppendWorkload(4, 2, 40, in_place=True, kv_cache="int8"), append),
     "tiles": Case(CUDA_ATTENTION, HEADS, attend((1, (700, 64)), (4, (10, 4)), (33, (150, 33)))),
     "tensor cores": Case(
@@ -181,7 +193,7 @@ def survivors(case: Case) -> tuple[int, list[Mutant]]:
         text, found[name] = mutated(source)
         return text
 
-    kernel = emulate(case.template, case.workload, SM80, change=change)
+    kernel = emulate(case.template, case.workload, case.target, change=change)
     calls = list(case.calls(kernel))
     assert all(call.right(kernel) for call in calls)
     count, alive = 0, []

@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmc.errors import KernelError
-from llmc.gpu.demand import demand
-from llmc.gpu.function import DeviceFunction, arguments_of, compile_function, names_of
-from llmc.gpu.host import Launched, launched
+from llmc.gpu.function import DeviceFunction, compile_function, names_of
 from llmc.gpu.predict import LAUNCH, predict
 from llmc.gpu.typical import DECODE, PREFILL, Point
 from llmc.schedules.attention.cuda import CUDA_ATTENTION
@@ -19,35 +16,25 @@ from llmc.schedules.gemm.cuda import CUDA_LINEAR
 from llmc.schedules.gemm.cuda_mma import MMA_BF16
 from llmc.schedules.gemm.dense import DenseLinearWorkload
 from llmc.targets.cuda import SM80, SM90, CudaTarget
-from tests.gpu.tools import needs_compiler, reversal
-
-pytestmark = needs_compiler
+from tests.gpu.tools import arguments, counted, needs_compiler, reversal
 
 
 def compiled(template: Any, workload: Any, target: CudaTarget = SM80) -> DeviceFunction:
     return compile_function(template.build(workload, target, template.default(workload, target)), target)
 
 
-def calls(function: DeviceFunction, arguments: list[Any]) -> list[Launched]:
-    return launched(function.host, arguments, {name: kernel.launch for name, kernel in function.kernels.items()})
-
-
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_what_is_launched_is_read_from_the_host_function(dynamic: bool) -> None:
-    function = compile_function(reversal(dynamic), SM80)
-    (found,) = calls(function, [((9, 64), 4), ((9, 64), 4)])
+    ((found, _),) = counted(reversal(dynamic), [((9, 64), 4), ((9, 64), 4)])
     assert found.grid == (3, 1, 1) and found.block == (64, 1, 1) and found.shared == (256 if dynamic else 0)
     assert sorted(array.argument for array in found.arguments[:2]) == [0, 1]
     assert all(array.bytes == 9 * 64 * 4 for array in found.arguments[:2]) and found.arguments[2] == 9
-    assert calls(function, [((0, 64), 4), ((0, 64), 4)]) == []
+    assert counted(reversal(dynamic), [((0, 64), 4), ((0, 64), 4)]) == []
 
 
 def test_a_kernel_is_counted() -> None:
     """Each block of the reversal moves four rows of 64 floats through shared memory, with two barriers each."""
-    function = compile_function(reversal(), SM80)
-    (launch,) = calls(function, [((12, 64), 4), ((12, 64), 4)])
-    assert SM80.pipes is not None
-    found = demand(next(iter(function.kernels.values())).function, launch, 0, SM80.pipes)
+    ((_, found),) = counted(reversal(), [((12, 64), 4), ((12, 64), 4)])
     assert sum(found.reads.values()) == sum(found.writes.values()) == 12 * 64 * 4
     assert found.shared == 2 * 2 * 12  # wavefronts: a store and a load of two warps in each row
     assert found.ways == (1.0, 1.0) and not found.tensor
@@ -59,16 +46,39 @@ def test_a_kernel_is_counted() -> None:
 def test_products_of_tensor_cores_are_those_of_the_layer() -> None:
     N, K, M = 128, 256, 64
     workload = Bf16LinearWorkload(N, K, activations="bf16")
-    (launch,) = predict(compiled(MMA_BF16, workload), workload, {"M": M}).launches
-    assert launch.demand.tensor == {"bf16": 2.0 * M * N * K}
+    function = MMA_BF16.build(workload, SM80, MMA_BF16.default(workload, SM80))
+    ((_, found),) = counted(function, arguments(function, workload, {"M": M}))
+    assert found.tensor == {"bf16": 2.0 * M * N * K}
 
 
 def test_additions_of_products_are_one_instruction() -> None:
     workload = DenseLinearWorkload(64, 256)
-    (launch,) = predict(compiled(CUDA_LINEAR, workload), workload, {"M": 64}).launches
-    assert launch.demand.floats == pytest.approx(64 * 64 * 256 / 32, rel=0.02)
+    function = CUDA_LINEAR.build(workload, SM80, CUDA_LINEAR.default(workload, SM80))
+    ((_, found),) = counted(function, arguments(function, workload, {"M": 64}))
+    assert found.floats == pytest.approx(64 * 64 * 256 / 32, rel=0.02)
 
 
+def test_lengths_in_memory_are_those_of_the_call() -> None:
+    """How many keys a query sees stands in memory."""
+    workload = AttentionWorkload(8, 2, 64, 0.125)
+    function = CUDA_ATTENTION.build(workload, SM80, CUDA_ATTENTION.default(workload, SM80))
+    few, many = (
+        counted(function, arguments(function, workload, {"B": 1, "S": 1, "CB": n, "C": 64 * n}), 64 * n)
+        for n in (2, 64)
+    )
+    assert [launch.kernel for launch, _ in few] == ["attention_kernel", "attention_kernel_1"]
+    bytes_ = [sum(call[0][1].reads.values()) for call in (few, many)]
+    assert bytes_[1] == pytest.approx(32 * bytes_[0], rel=0.1)
+
+
+def test_arguments_have_names() -> None:
+    workload = DenseLinearWorkload(64, 32, bias=True, residual=True)
+    function = CUDA_LINEAR.build(workload, SM80, CUDA_LINEAR.default(workload, SM80))
+    assert names_of(DeviceFunction(function, function, {}, SM80), workload) == ["x", "residual", "weight", "bias", "y"]
+    assert arguments(function, workload, {"M": 3})[2:] == [((64, 32), 4), ((64,), 4), ((3, 64), 4)]
+
+
+@needs_compiler
 def test_predictions_move_with_sizes_and_machines() -> None:
     workload = DenseLinearWorkload(512, 512)
     old, new = compiled(CUDA_LINEAR, workload), compiled(CUDA_LINEAR, workload, SM90)
@@ -78,29 +88,6 @@ def test_predictions_move_with_sizes_and_machines() -> None:
     # No prediction beats the machine: its operations, and its memory.
     work = CUDA_LINEAR.work(workload, {"M": 16384})
     assert times[-1] > work.ops / SM80.fma and times[-1] > work.bytes / SM80.bandwidth
-
-
-def test_lengths_in_memory_are_those_of_the_call() -> None:
-    """How many keys a query sees stands in memory; twice as many take longer, by one chunk's path or more bytes."""
-    workload = AttentionWorkload(8, 2, 64, 0.125)
-    function = compiled(CUDA_ATTENTION, workload)
-    few, many = (predict(function, workload, {"B": 1, "S": 1, "CB": n, "C": 64 * n}) for n in (2, 64))
-    assert [launch.kernel for launch in few.launches] == ["attention_kernel", "attention_kernel_1"]
-    bytes_ = [sum(call.launches[0].demand.reads.values()) for call in (few, many)]
-    assert bytes_[1] == pytest.approx(32 * bytes_[0], rel=0.1)
-
-
-def test_arguments_have_names() -> None:
-    workload = DenseLinearWorkload(64, 32, bias=True, residual=True)
-    function = compiled(CUDA_LINEAR, workload)
-    assert names_of(function, workload) == ["x", "residual", "weight", "bias", "y"]
-    assert arguments_of(function, workload, {"M": 3})[2:] == [((64, 32), 4), ((64,), 4), ((3, 64), 4)]
-
-
-def test_a_launch_that_depends_on_data_is_refused() -> None:
-    function = compile_function(reversal(), SM80)
-    with pytest.raises(KernelError, match="a launch whose sizes are not known|what is launched depends"):
-        calls(function, [((None, 64), 4), ((None, 64), 4)])
 
 
 @pytest.mark.parametrize(

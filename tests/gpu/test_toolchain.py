@@ -38,7 +38,7 @@ def test_a_source_becomes_machine_code_and_ptx(cache: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(nvrtc, "compile", fails)
     assert tools.compile(SOURCE, "sm_80") == binary
-    (entry,) = cache.iterdir()
+    (entry,) = cache.glob("*.zip")
     entry.write_bytes(entry.read_bytes()[:100])  # cut off: made again
     with pytest.raises(AssertionError, match="compiled again"):
         tools.compile(SOURCE, "sm_80")
@@ -109,3 +109,48 @@ def test_occupancy_is_what_the_scarcest_resource_allows(
     target: object, threads: int, registers: int, shared: int, share: float
 ) -> None:
     assert occupancy(target, threads, registers, shared) == share  # type: ignore[arg-type]
+
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no toolkit with nvcc is installed")
+
+
+@needs_nvcc
+@needs_compiler
+def test_a_toolkits_nvcc_serves_where_the_wheels_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same source for both architectures: what nvcc makes is machine code and PTX, and takes what nvrtc's takes."""
+    wheels, folders = toolchain.find_toolchain(), toolchain._wheels
+    monkeypatch.setattr(toolchain, "_wheels", list)
+    tools = toolchain.find_toolchain()
+    assert tools.nvrtc is None and tools.identity.startswith("nvcc 1") and tools.identity != wheels.identity
+    for arch in ("sm_80", "sm_90"):
+        binary = tools.compile(SOURCE, arch)
+        assert binary.cubin.startswith(b"\x7fELF") and f".target {arch}".encode() in binary.ptx
+        assert fatbin(int(arch[3:]), binary.cubin, binary.ptx)
+        with monkeypatch.context() as only_here:
+            only_here.setattr(toolchain, "_wheels", folders)  # the disassembler comes with them
+            found, same = resources(binary), resources(wheels.compile(SOURCE, arch))
+        assert (found.shared_bytes, found.spill_bytes, found.accesses) == (256, 0, same.accesses)
+
+
+@needs_nvcc
+def test_nvccs_refusal_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "_wheels", list)
+    with pytest.raises(KernelError, match=r"double_it for sm_80: .*\(nvcc .*refuses this kernel: .*nothing_known"):
+        toolchain.find_toolchain().compile(SOURCE.replace("tile[63", "nothing_known[63"), "sm_80")
+
+
+@needs_compiler
+def test_what_was_disassembled_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cubin = toolchain.find_toolchain().compile(SOURCE, "sm_80").cubin
+    code = toolchain.disassemble(cubin)
+    assert "double_it" in code
+
+    def fails(*_: object) -> None:
+        raise AssertionError("disassembled again")
+
+    monkeypatch.setattr(toolchain, "_disassemble", fails)
+    assert toolchain.disassemble(cubin) == code
+    (entry,) = cache.glob("*.sass.gz")
+    entry.write_bytes(entry.read_bytes()[:20])  # cut off: done again
+    with pytest.raises(AssertionError, match="disassembled again"):
+        toolchain.disassemble(cubin)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from llmc.gpu import toolchain
-from llmc.schedules.base import Kernel
+from llmc.gpu.demand import Demand, demand
+from llmc.gpu.function import DeviceFunction, arguments_of
+from llmc.gpu.host import Launched, launched
+from llmc.gpu.passes import lower
+from llmc.schedules.base import Kernel, Workload
+from llmc.targets.cuda import SM80
 from llmc.targets.threads import barrier, launch, shared
-from llmc.tvm_shim import IRBuilder, T
+from llmc.tir_pipeline import mark_kernel
+from llmc.tvm_shim import IRBuilder, IRModule, PrimFunc, T, TvmTarget
 
 needs_compiler = pytest.mark.skipif(not toolchain.available(), reason="NVIDIA's compiler is not installed: llmc[cuda]")
 
@@ -64,3 +71,15 @@ def _in_sequence(kernel: Kernel, tokens: int, past: int) -> dict[str, int]:
     }
     symbols = {s for arg in (*kernel.workload.inputs(), *kernel.workload.outputs()) for s in arg.shape}
     return {name: size for name, size in sizes.items() if name in symbols}
+
+
+def counted(function: PrimFunc, arguments: Sequence[Any], content: int = 0) -> list[tuple[Launched, Demand]]:
+    """What a call launches, and what each launch asks for, by its TIR alone: nothing is compiled."""
+    name = str(function.attrs["global_symbol"])
+    hosts, kernels = lower(IRModule({name: mark_kernel(function)}), TvmTarget(SM80.tvm()))
+    found = launched(hosts[name], arguments, {name: launch for name, (_, launch) in kernels.items()})
+    return [(each, demand(kernels[each.kernel][0], each, content, SM80.pipes)) for each in found]
+
+
+def arguments(function: PrimFunc, workload: Workload, dims: Mapping[str, int]) -> list[Any]:
+    return arguments_of(DeviceFunction(function, function, {}, SM80), workload, dims)

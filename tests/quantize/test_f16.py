@@ -38,7 +38,7 @@ def with_rounded_weights(path: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("target", X86)
+@pytest.mark.parametrize("target", X86[1:])
 def test_decoder_with_tied_embedding(tmp_path: Path, target: object) -> None:
     """One copy of the table, in float16, serves the embedding and the output layer."""
     name = getattr(target, "name")  # noqa: B009

@@ -17,6 +17,8 @@ import pytest
 import llmc
 from llmc.emulator import driver
 from llmc.emulator.emulator import available
+from llmc.package.layout import LIBRARY
+from llmc.package.reader import open_artifact
 from llmc.pipeline import compile
 from llmc.runtime import Model, Session, generate, generate_all
 from llmc.runtime.cuda import Pointer
@@ -205,6 +207,10 @@ def generated(artifacts: Artifacts) -> None:
 
 
 # What the tests say.
+
+
+def test_no_host_function_takes_memory_that_may_move(artifacts: Artifacts) -> None:
+    assert b"TVMBackendAllocWorkspace" not in open_artifact(artifacts[1]).read(LIBRARY)
 
 
 @pytest.mark.parametrize("scenario", [one_row, several_rows, trees, a_window, generated])

@@ -7,7 +7,7 @@ import pytest
 from llmc.errors import OptionError
 from llmc.options import resolve_target
 from llmc.targets import detect
-from llmc.targets.cuda import SM80, SM90, CudaTarget, newest, runs
+from llmc.targets.cuda import SM80, SM90, SM90A, CudaTarget, newest, runs
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,11 @@ def test_cuda_is_the_newest_that_the_gpu_runs(
 def test_a_gpu_runs_what_is_not_newer_than_itself() -> None:
     assert runs(SM80, (8, 0)) and runs(SM80, (9, 0)) and runs(SM90, (9, 0))
     assert not runs(SM90, (8, 9)) and not runs(SM80, (7, 5)) and not runs(SM80, None)
+
+
+def test_only_hopper_runs_hoppers_own_instructions() -> None:
+    assert runs(SM90A, (9, 0)) and resolve_target("cuda-sm90a") is SM90A
+    assert not runs(SM90A, (8, 9)) and not runs(SM90A, (10, 0)) and not runs(SM90A, None)
 
 
 def test_names() -> None:

@@ -89,7 +89,7 @@ def _dense(target: Target, **knobs: int) -> dict[str, float]:
 @needs_tools
 def test_the_documented_counts_are_what_is_counted() -> None:
     counts = _dense(AVX512, MR=8, NV=3, KU=4)
-    assert set(counts) == set(features.BUILT)
+    assert set(counts) == set(features.CPU_BUILT)
     assert counts["zmm"] > counts["ymm"] and counts["dots"] == 0
     assert counts["hot_multiplies"] == 8 * 3 * 4  # rows, vectors, steps: `features_gemm` foresees it
     # Each step loads 3 vectors, and broadcasts 8 elements.

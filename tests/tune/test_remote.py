@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import signal
@@ -207,11 +206,6 @@ def test_what_is_no_tracker_is_refused_at_once() -> None:
 def test_malformed_addresses_are_refused(address: str) -> None:
     with pytest.raises(OptionError, match="HOST:PORT"):
         remote_measurer(native(), address, KEY)
-
-
-def test_kernels_for_other_devices_are_refused() -> None:
-    with pytest.raises(OptionError, match="only kernels for CPUs"):
-        remote_measurer(dataclasses.replace(native(), kind="cuda"), "localhost:9190", KEY)
 
 
 def test_weights_come_from_memory() -> None:

@@ -58,6 +58,7 @@ using Task = std::function<Work()>;  // called when it is issued, by every launc
 Error issue(void* stream, Task task);
 Error wait(void* stream);
 Error wait_all();
+void finish();     // all that was issued, beside captures
 void drop_work();  // what nobody has waited for is never done
 Error unsafe(const char* call);  // refused while a stream is captured in a mode other than relaxed
 Error stream_create(void** stream, bool blocking);

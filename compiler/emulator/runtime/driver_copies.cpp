@@ -27,17 +27,18 @@ static bool write_host(void* to, const void* from, size_t bytes) {
 }
 
 // Allocations may be freed between issue and work, or, in a graph, between capture and launch.
-static bool still_there(const void* pointer, size_t bytes) {
-  if (within_allocation(pointer, bytes)) return true;
-  fault(kIllegalAddress, "a copy of " + std::to_string(bytes) + " bytes, at " + describe(pointer));
+static bool still_there(const void* pointer, size_t bytes, Place was = Place::gpu) {
+  if (place(pointer) == was && within_allocation(pointer, bytes)) return true;
+  fault(kIllegalAddress, "a copy of " + std::to_string(bytes) + " bytes, at " + describe(pointer) +
+                             (was == Place::pinned ? ", no longer pinned" : ""));
   return false;
 }
 
 static Work upload(void* to, const void* from, size_t bytes) {
   auto seen = std::make_shared<std::vector<char>>(bytes);
   if (!read_host(seen->data(), from, bytes)) memset(seen->data(), 0xff, bytes);  // told when it is done
-  return [=] {
-    if (!still_there(to, bytes)) return;
+  return [=, was = place(from)] {
+    if (!still_there(to, bytes) || !still_there(from, bytes, was)) return;
     Opened access;
     if (!read_host(to, from, bytes)) return fault(kIllegalAddress, "the host freed the source of a copy under way");
     if (memcmp(to, seen->data(), bytes))
@@ -48,8 +49,8 @@ static Work upload(void* to, const void* from, size_t bytes) {
 static Work download(void* to, const void* from, size_t bytes) {
   std::vector<char> rubbish(bytes, char(0xff));
   write_host(to, rubbish.data(), bytes);
-  return [=] {
-    if (!still_there(from, bytes)) return;
+  return [=, was = place(to)] {
+    if (!still_there(from, bytes) || !still_there(to, bytes, was)) return;
     Opened access;
     if (!write_host(to, from, bytes)) fault(kIllegalAddress, "the host freed the target of a copy under way");
   };

@@ -80,7 +80,7 @@ EMU_API int cudaMemGetInfo(size_t* unused, size_t* whole) {
 EMU_API int cudaMalloc(void** at, size_t bytes) { SAFE_CALL("cudaMalloc", faulted() ? faulted() : allocate(at, bytes)); }
 EMU_API int cudaMallocHost(void** at, size_t bytes) { SAFE_CALL("cudaMallocHost", allocate_pinned(at, bytes)); }
 // Freeing waits for all work. It succeeds even where that failed: destructors must not.
-EMU_API int cudaFree(void* at) { SAFE_CALL("cudaFree", (wait_all(), release(at))); }
+EMU_API int cudaFree(void* at) { SAFE_CALL("cudaFree", (finish(), release(at))); }
 EMU_API int cudaFreeHost(void* at) { SAFE_CALL("cudaFreeHost", release_pinned(at)); }
 EMU_API int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int kind, void* stream) {
   CALL(copy(to, from, bytes, kind, stream));

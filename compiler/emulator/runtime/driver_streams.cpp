@@ -138,9 +138,13 @@ Error wait(void* handle) {
 Error wait_all() {
   for (auto& [_, stream] : streams)
     if (Error code = demand_not_captured(*stream, "waiting for")) return code;
+  finish();
+  return faulted();
+}
+
+void finish() {
   for (auto& [_, stream] : streams) advance(*stream, stream->issued);
   advance(*legacy, legacy->issued);
-  return faulted();
 }
 
 void drop_work() {

@@ -14,16 +14,26 @@ from llmc.gpu.sources import template_sources
 from llmc.gpu.toolchain import find_toolchain
 from llmc.schedules.base import Template, Workload
 from llmc.schedules.gemm.bf16 import Bf16LinearWorkload
-from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload
+from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload, MmaInt8Linear
 from llmc.schedules.gemm.cuda_mma_packing import FragmentLayout
 from llmc.schedules.gemm.cuda_mma_tile import CHUNKS, swizzled
-from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
+from llmc.schedules.gemm.cuda_outliers import MMA_OUTLIERS, HalfOutlierLinearWorkload
+from llmc.schedules.gemm.cuda_tables import MMA_INT8_TABLE, MMA_TABLE, HalfTableLinearWorkload
+from llmc.schedules.gemm.lowbit import LowBitLinearWorkload, TableLinearWorkload
 from llmc.targets.cuda import SM80, SM90, CudaTarget
 from llmc.targets.x86 import AVX2
 from tests.gpu.tools import needs_compiler
 from tests.schedules.emulated import emulate
 
 needs_emulator = pytest.mark.skipif(not available(), reason="the emulator needs g++")
+
+
+def table(*fields: Any, **named: Any) -> HalfTableLinearWorkload:
+    return HalfTableLinearWorkload(*fields, activations="a32", **named)
+
+
+def outlying(*fields: Any, **named: Any) -> HalfOutlierLinearWorkload:
+    return HalfOutlierLinearWorkload(*fields, activations="a32", **named)
 
 
 def half(*fields: Any, **named: Any) -> HalfLinearWorkload:
@@ -34,7 +44,9 @@ def half(*fields: Any, **named: Any) -> HalfLinearWorkload:
 EMULATED: list[tuple[Template, Workload]] = [
     (MMA_LOWBIT, half(40, 300, 4, 32, True, 8.0, "float16")),
     (MMA_INT8, LowBitLinearWorkload(40, 300, 4, 32, True, 8.0, "float16")),
-    (MMA_BF16, Bf16LinearWorkload(39, 300, bias=True, activation="gelu", residual=True, activations="bf16")),
+    (MMA_BF16, Bf16LinearWorkload(39, 301, bias=True, activation="gelu", residual=True, activations="bf16")),
+    (MMA_TABLE, table(40, 300, 4, 32, scale_dtype="float16", values="nf4")),
+    (MMA_OUTLIERS, outlying(40, 300, 8, 300, True, 128.0, outliers=5)),
 ]
 MORE: list[tuple[Template, Workload]] = [
     (MMA_LOWBIT, half(66, 100, 4, 32, False, bias=True, activation="silu_mul", residual=True)),
@@ -46,11 +58,21 @@ MORE: list[tuple[Template, Workload]] = [
     (MMA_INT8, LowBitLinearWorkload(66, 300, 8, 128, True, 128.0, bias=True, activation="silu_mul", residual=True)),
     (MMA_INT8, LowBitLinearWorkload(40, 200, 4, 64, False, residual=True)),
     (MMA_BF16, Bf16LinearWorkload(130, 72, activation="silu_mul", activations="bf16")),
+    (MMA_LOWBIT, half(40, 301, 1, 32, False)),
+    (MMA_INT8, LowBitLinearWorkload(40, 302, 1, 64, True, 1.0)),
+    (MMA_INT8, LowBitLinearWorkload(40, 300, 2, 32, False, scale_dtype="bfloat16")),
+    (MMA_TABLE, table(66, 303, 4, 64, values="fp4", bias=True, activation="silu_mul", residual=True)),
+    (MMA_INT8_TABLE, TableLinearWorkload(40, 300, 4, 32, scale_dtype="float16", values="nf4")),
+    (
+        MMA_INT8_TABLE,
+        TableLinearWorkload(66, 300, 4, 64, values="fp4", bias=True, activation="silu_mul", residual=True),
+    ),
 ]
 SPLIT: list[tuple[Template, Workload]] = [
     (MMA_LOWBIT, half(66, 600, 4, 32, False, bias=True, activation="silu_mul", residual=True)),
     (MMA_INT8, LowBitLinearWorkload(40, 1100, 4, 128, False, scale_dtype="bfloat16", bias=True, activation="gelu")),
     (MMA_BF16, Bf16LinearWorkload(39, 600, bias=True, activation="gelu", residual=True, activations="bf16")),
+    (MMA_OUTLIERS, outlying(66, 700, 4, 32, True, 8.0, outliers=20, bias=True, activation="silu_mul", residual=True)),
 ]
 SHIPPED: list[tuple[Template, Workload]] = [
     (MMA_LOWBIT, half(1536, 576, 4, 32, True, 8.0, "float16")),
@@ -59,6 +81,10 @@ SHIPPED: list[tuple[Template, Workload]] = [
     (MMA_INT8, LowBitLinearWorkload(1536, 576, 4, 32, True, 8.0, "float16")),
     (MMA_INT8, LowBitLinearWorkload(4096, 4096, 8, 128, True, 128.0, "float16", activation="silu_mul")),
     (MMA_BF16, Bf16LinearWorkload(1536, 576, activations="bf16")),
+    (MMA_LOWBIT, half(4096, 11008, 4, 128, True, 8.0, "float16")),
+    (MMA_TABLE, table(4096, 4096, 4, 64, scale_dtype="float16", values="nf4")),
+    (MMA_INT8_TABLE, TableLinearWorkload(4096, 4096, 4, 64, values="fp4")),
+    (MMA_OUTLIERS, outlying(1536, 384, 8, 384, True, 128.0, outliers=8, bias=True, activation="gelu")),
 ]
 
 
@@ -86,10 +112,12 @@ def check(template: Template, workload: Any, rows: tuple[int, ...], **knobs: int
     launched = []
     for M in rows:
         inputs = template.example_inputs(workload, {"M": M}, rng)
-        if template is MMA_INT8:
+        if template in (MMA_INT8, MMA_INT8_TABLE):
             inputs["x"] = untied(inputs["x"], workload.group_size)
         want = template.reference(workload, inputs, weights)["y"]
         got = kernel.run(inputs, packed)["y"]
+        again = kernel.run(inputs, packed)["y"]  # threads run in another order
+        np.testing.assert_array_equal(got, again)
         launched.append([name.partition("kernel")[2] for name in kernel.launched])
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * max(1.0, float(np.abs(want).max())), err_msg=f"M={M}")
     return launched
@@ -128,18 +156,6 @@ def test_decoding_with_other_knobs(case: tuple[Template, Workload], knobs: dict[
     check(*case, rows=(1, 5, 8), **knobs)
 
 
-@needs_emulator
-def test_parts_are_added_in_one_order() -> None:
-    """The same bits in every run, whatever order blocks and threads run in."""
-    workload = half(40, 600, 4, 32, True, 8.0, "float16")
-    config = {**MMA_LOWBIT.default(workload, SM80), "one_split": 3, "ahead": 2}
-    kernel, rng = emulate(MMA_LOWBIT, workload, SM80, config), np.random.default_rng(3)
-    packed = MMA_LOWBIT.prepack(MMA_LOWBIT.example_weights(workload, rng), workload, config, SM80)
-    inputs = MMA_LOWBIT.example_inputs(workload, {"M": 4}, rng)
-    first, second = (kernel.run(inputs, packed)["y"] for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-
-
 def test_blocks_share_k_where_that_pays() -> None:
     """`llmc.gpu.predict` on an A100: 3 blocks for each place of 576 x 1536 take 4.3 us instead of 5.2, another launch
     included; with 4096 x 576 there is nothing to gain."""
@@ -149,13 +165,14 @@ def test_blocks_share_k_where_that_pays() -> None:
 
 @pytest.mark.parametrize(("width", "pack"), [(2, 2), (4, 2), (8, 2), (16, 2), (2, 4), (4, 4), (8, 4)])
 @pytest.mark.parametrize("halves", [1, 2])
-def test_words_hold_what_threads_multiply(width: int, pack: int, halves: int) -> None:
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_words_hold_what_threads_multiply(width: int, pack: int, halves: int, in_rows: bool) -> None:
     """The PTX ISA's fragment of B for m16n8k16 (16-bit elements): groupID = lane >> 2 is the column; row of element i
     in 0 … 3 is 2 (lane % 4) + (i & 1), and 8 more for i >= 2. For m16n8k32 (8 bits), i in 0 … 7: 4 (lane % 4) +
     (i & 3), and 16 more for i >= 4."""
     N, K = 44, 104
     codes = np.random.default_rng(0).integers(0, 2**width, (N, K))
-    layout = FragmentLayout(N, K, width, pack, halves)
+    layout = FragmentLayout(N, K, width, pack, halves, in_rows)
     words = layout.pack_codes(codes)
     padded = np.zeros((N, layout.units * layout.unit), int)
     padded[:, :K] = codes
@@ -170,7 +187,8 @@ def test_words_hold_what_threads_multiply(width: int, pack: int, halves: int) ->
             word = int(words[tile, register // layout.registers, lane * 4 + j])
             for e in range(pack):
                 k = product * k_of_product + part * k_of_product // 2 + pack * (lane % 4) + e
-                code = word >> (bits * e + width * (register % layout.registers)) & (2**width - 1)
+                i = register % layout.registers
+                code = word >> (width * (pack * i + e) if in_rows else bits * e + width * i) & (2**width - 1)
                 assert code == (0 if row is None else padded[row, k])
 
 
@@ -214,21 +232,24 @@ def test_shipped_kernels_pass_the_gates(case: tuple[Template, Any], target: Cuda
         found = resources(find_toolchain().compile(kernel.source, target.mcpu))
         assert found.spill_bytes == 0 and found.shared_bytes <= target.static_shared_bytes
         assert kernel.launch.threads and found.registers * kernel.launch.threads <= target.registers
-        assert {access for access in found.accesses if access.startswith("LDG")} <= {"LDG.16", "LDGSTS.16"}
-        if not kernel.launch.threads == 64:  # which adds parts up
-            tensor, other = (found.imma, found.hmma) if template is MMA_INT8 else (found.hmma, found.imma)
+        wide = {"LDG.16", "LDGSTS.16"} | ({"LDG.4"} if template is MMA_OUTLIERS else set())  # x of a few channels
+        assert {access for access in found.accesses if access.startswith("LDG")} <= wide
+        if kernel.launch.threads != 64:  # which adds parts up
+            tensor, other = found.hmma, found.imma
+            if isinstance(template, MmaInt8Linear):
+                tensor, other = other, tensor
             assert tensor >= 4 and other == 0
 
 
 def test_what_does_not_fit_is_left_to_others() -> None:
     refused: list[tuple[Template, Workload]] = [
-        (MMA_LOWBIT, half(40, 301, 4, 32)),  # rows of x that do not begin at 16 bytes
         (MMA_LOWBIT, half(40, 300, 4, 48)),  # groups that end inside of a step
-        (MMA_LOWBIT, half(40, 300, 1, 32)),
+        (MMA_LOWBIT, half(40, 300, 4, 8)),  # groups that end inside of a product
         (MMA_LOWBIT, half(40, 300, 4, 32, True, 7.5)),  # no float16 is 1024 + 7.5
         (MMA_INT8, LowBitLinearWorkload(40, 300, 4, 300)),  # the largest value of a whole row comes too late
         (MMA_INT8, LowBitLinearWorkload(40, 300, 8, 32, True, 100.0)),  # 255 - 100 has no byte with sign
         (MMA_BF16, Bf16LinearWorkload(40, 300)),  # x stays float32
+        (MMA_OUTLIERS, outlying(40, 300, 8, 300, False, outliers=8)),  # no code stands for zero in every group
     ]
     for template, workload in refused:
         assert not template.accepts(workload, SM80), workload

@@ -110,7 +110,9 @@ def test_more_emulated_kernels_compute_the_reference() -> None:
 @pytest.mark.parametrize("target", [SM80, SM90], ids=lambda t: t.name)
 @pytest.mark.parametrize("shape", [(1536, 576, "none"), (4096, 4096, "silu_mul")], ids=str)
 def test_kernels_pass_the_gates(shape: tuple[int, int, str], target: CudaTarget) -> None:
-    """No spills, room for a block, tensor cores at work, and every load from global memory 16 bytes wide."""
+    """No spills, room for a block, tensor cores at work in all but the kernel that adds up what blocks that share k have
+    made, and every load from global memory 16 bytes wide."""
+    products = 0
     N, K, activation = shape
     workload = F16LinearWorkload(N, K, activation=activation, activations="f16")
     function = MMA_F16.build(workload, target, MMA_F16.default(workload, target))
@@ -118,5 +120,7 @@ def test_kernels_pass_the_gates(shape: tuple[int, int, str], target: CudaTarget)
         found = resources(find_toolchain().compile(kernel.source, target.mcpu))
         assert found.spill_bytes == 0 and found.shared_bytes <= target.static_shared_bytes
         assert kernel.launch.threads and found.registers * kernel.launch.threads <= target.registers
-        assert found.hmma >= 8 and found.imma == 0
-        assert {access for access in found.accesses if access.startswith("LDG")} == {"LDG.16", "LDGSTS.16"}
+        assert {access for access in found.accesses if access.startswith("LDG")} <= {"LDG.16", "LDGSTS.16"}
+        products += found.hmma >= 8
+        assert found.imma == 0
+    assert products == 3

@@ -37,7 +37,9 @@ def rows(V: int, seed: int) -> Arrays:
 
 
 @emulated
-@pytest.mark.parametrize(("V", "threads"), [(1000, 256), (77, 256), (1, 256), (4099, 512)])
+@pytest.mark.parametrize(
+    ("V", "threads"), [(1000, 256), (77, 128), (1, 256), (4099, 512), pytest.param(151937, 512, marks=pytest.mark.slow)]
+)
 def test_matches_reference(V: int, threads: int) -> None:
     kernel = emulate(CUDA_SAMPLE, SampleWorkload(V), SM80, {"threads": threads})
     inputs = rows(V, seed=V)
