@@ -49,7 +49,7 @@ def counted() -> Iterator[Conflicts]:
         count = ctypes.c_uint64()
         address = library.emu_trace_end(ctypes.byref(count))
         if count.value:
-            raw = (ctypes.c_char * (count.value * _REACHED.itemsize)).from_address(address)
+            raw = ctypes.string_at(address, count.value * _REACHED.itemsize)
             found.places.update(_counted(np.frombuffer(raw, _REACHED)))
 
 

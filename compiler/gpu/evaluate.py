@@ -78,7 +78,8 @@ def evaluate(expr: Any, values: Mapping[Any, Any], special: Special) -> Any:
     if kind == "Let":
         return evaluate(expr.body, {**values, expr.var: evaluate(expr.value, values, special)}, special)
     if isinstance(expr, tvm.ir.Call) and name_of(expr) == "if_then_else" and _integer(expr):
-        return _chosen(*expr.args, values, special)
+        condition, then, other = expr.args
+        return _chosen(condition, then, other, values, special)
     return special(expr)
 
 

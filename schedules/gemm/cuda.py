@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmc.schedules import epilogue
-from llmc.schedules.base import Arrays, Config, Kernel, Space, Workload
+from llmc.schedules.base import Arrays, Config, Kernel, Space, Template, Workload
 from llmc.schedules.formats import E4M3, QuantizedWeight
 from llmc.schedules.gemm.bf16 import Bf16LinearWorkload
 from llmc.schedules.gemm.cuda_codes import Codes
@@ -243,6 +243,7 @@ def linear(
     """
     same: dict[str, Any] = {"bias": bias, "activation": activation, "residual": residual}
     rounded: list[Kernel] = []
+    template: Template
     if isinstance(weight, np.ndarray):
         N, K = weight.shape
         plain = Kernel(CUDA_LINEAR, DenseLinearWorkload(N, K, **same))

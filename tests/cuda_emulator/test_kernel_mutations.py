@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,16 @@ from llmc.schedules.gemm.fp8 import Fp8LinearWorkload
 from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
 from llmc.schedules.norm.cuda import CUDA_NORM
 from llmc.schedules.norm.norm import NormWorkload
+from llmc.schedules.recurrent.cuda import CUDA_RECURRENT
+from llmc.schedules.recurrent.workload import RecurrentWorkload
+from llmc.schedules.sampling.cuda import CUDA_SAMPLE
+from llmc.schedules.sampling.sample import SampleWorkload, reference
 from llmc.targets.cuda import SM80, SM90A, CudaTarget
 from tests.cuda_emulator.mutants import Mutant, Switch, mutated
 from tests.schedules.attention.test_attention import make_inputs
 from tests.schedules.attention.test_masks import inputs_of
 from tests.schedules.emulated import EmulatedKernel, emulate
+from tests.schedules.sampling.test_cuda import rows as sampled_rows
 
 pytestmark = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")
 
@@ -53,6 +58,7 @@ EXPLAINED = [
     ("wait", r"wait_group_0\(\);$", "nothing reads what it waits for"),
 ]
 # Whole tiles and parts of them: what only rows beyond M compute is of no consequence.
+STEPS = ({"steps": 1, "B": 1}, {"steps": 5, "B": 6})
 ROWS = ({"M": 3}, {"M": 16}, {"M": 64}, {"M": 130})
 MANY = ({"M": 64}, {"M": 130})
 LARGE = np.float32(300)  # of scores with which softmax under a wrong maximum overflows, or has only zeros
@@ -104,7 +110,7 @@ def attend(*shapes: tuple[int, tuple[int, ...]]) -> Calls:
             if w.kv_cache == "float32" and not w.paged:  # what no query may see is NaN
                 inputs |= {name: x for name, x in make_inputs(w, S, lengths).items() if name in inputs}
             inputs = {arg.name: inputs[arg.name] for arg in w.inputs()}
-            rounds = w.bf16 and S > 4
+            rounds = w.rounds and S > 4
             yield Call(inputs, {}, ATTENTION.reference(w, inputs, {}), 2.0**-6 if rounds else 5e-6)
             if not rounds:  # bfloat16 would round large scores by more than one
                 q = inputs["q"].reshape(-1, w.head_dim).copy()
@@ -123,15 +129,22 @@ def append(kernel: EmulatedKernel) -> Iterator[Call]:
         yield Call(inputs, {}, KV_APPEND.reference(w, inputs, {}), 1e-6)
 
 
+def sample(kernel: EmulatedKernel) -> Iterator[Call]:
+    inputs = sampled_rows(kernel.workload.V, seed=1)
+    yield Call(inputs, {}, reference(inputs), 0.0)
+
+
 @dataclass(frozen=True)
 class Case:
+    """`without` names kernels that the calls do not use in full, and another case does."""
+
     template: Template
     workload: Any
     calls: Calls
     target: CudaTarget = SM80
+    without: str = ""
 
 
-HEADS = AttentionWorkload(6, 2, 64, 0.125)
 HALF = {"activations": "a32"}
 CASES = {
     "norm": Case(CUDA_NORM, NormWorkload(576, "layer", bias=True, residual=True, sum_output=True), rows({"M": 3})),
@@ -166,22 +179,33 @@ MORE = {
     "warpgroups, fp8": Case(WGMMA_FP8, Fp8LinearWorkload(39, 300, residual=True), rows(*MANY), SM90A),
     "warpgroups, bf16": Case(WGMMA_BF16, Bf16LinearWorkload(39, 300, activations="bf16"), rows(*MANY), SM90A),
     "append": Case(CUDA_KV_APPEND, KVAppendWorkload(4, 2, 40, in_place=True, kv_cache="int8"), append),
-    "tiles": Case(CUDA_ATTENTION, HEADS, attend((1, (700, 64)), (4, (10, 4)), (33, (150, 33)))),
+    "tiles": Case(
+        CUDA_ATTENTION, AttentionWorkload(4, 2, 32, 0.2), attend((1, (2500,)), (4, (10, 4)), (70, (150, 80)))
+    ),
     "tensor cores": Case(
         CUDA_ATTENTION,
         AttentionWorkload(4, 2, 40, 0.15, bf16=True, key_bias=True),
-        attend((1, (700, 64)), (4, (10, 4)), (70, (150, 80))),
+        attend((1, (2500,)), (4, (10, 4)), (70, (150, 80))),
+    ),
+    "wide heads": Case(
+        CUDA_ATTENTION,
+        AttentionWorkload(2, 1, 160, 0.08, bf16=True),
+        attend((1, (300,)), (70, (150, 80))),
+        without="_kernel_1",
     ),
     "window": Case(
         CUDA_ATTENTION,
         AttentionWorkload(4, 2, 40, 0.15, softcap=3.0, window=33, sinks=5),
         attend((1, (300, 64)), (70, (150, 80))),
+        without="_kernel_1",
     ),
     "pages of int4": Case(
         CUDA_ATTENTION,
-        replace(HEADS, kv_cache="int4", paged=True),
-        attend((1, (700, 64)), (4, (10, 4)), (33, (150, 33))),
+        AttentionWorkload(4, 2, 32, 0.2, kv_cache="int4", paged=True),
+        attend((1, (2500,)), (4, (10, 4)), (70, (150, 80))),
     ),
+    "sampling": Case(CUDA_SAMPLE, SampleWorkload(1000), sample),
+    "recurrent": Case(CUDA_RECURRENT, RecurrentWorkload(37, "lstm", "bidirectional", initial=True), rows(*STEPS)),
 }
 
 
@@ -198,6 +222,8 @@ def survivors(case: Case) -> tuple[int, list[Mutant]]:
     assert all(call.right(kernel) for call in calls)
     count, alive = 0, []
     for name, mutants in found.items():
+        if case.without and name.endswith(case.without):
+            continue
         switch = Switch(kernel.emulators[name])
         for mutant in filter(lambda m: switch.reached(m.number), mutants):
             count += 1

@@ -110,7 +110,7 @@ def test_more_emulated_kernels_compute_the_reference() -> None:
 @pytest.mark.parametrize("target", [SM80, SM90], ids=lambda t: t.name)
 @pytest.mark.parametrize("shape", [(1536, 576, "none"), (4096, 4096, "silu_mul")], ids=str)
 def test_kernels_pass_the_gates(shape: tuple[int, int, str], target: CudaTarget) -> None:
-    """No spills, room for a block, tensor cores at work in all but the kernel that adds up what blocks that share k have
+    """No spills, room for a block, tensor cores at work in all but the kernel that adds up what blocks sharing k have
     made, and every load from global memory 16 bytes wide."""
     products = 0
     N, K, activation = shape
