@@ -307,6 +307,16 @@ def decoder_feeds(shape: Shape, batch: int, seq: int, past: int, seed: int = 0) 
     return feeds
 
 
+def linear(path: Path, size: int) -> Path:
+    """y = relu(x W), x [rows, size]: the smallest model with a linear layer."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size]) for name in "xy")
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((size, size), np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Relu", ["p"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [x], [y], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
 def encoder(path: Path, *, layers: int = 2, hidden: int = 48, heads: int = 4, inner: int = 96, seed: int = 0) -> Path:
     """A BERT-like encoder in primitives: padding mask, layer norm with bias, exact GELU."""
     rng, g, D = np.random.default_rng(seed), Builder(), hidden // heads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import typer
 
 from llmc.cli import app
 from llmc.quantize.formats import FORMATS
-from llmc.targets.x86 import TARGETS
+from llmc.targets import cuda, x86
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -74,9 +75,22 @@ def test_commands_exist(document: Path) -> None:
     ]:
         if line.startswith("llmc "):
             check_llmc(line)
+        elif line.startswith("python "):
+            check_python(line)
         else:
-            known = line.startswith((*FOREIGN, "python examples/", ". .venv")) or document.name != "CONTRIBUTING.md"
+            known = line.startswith((*FOREIGN, ". .venv")) or document.name != "CONTRIBUTING.md"
             assert known, f"{line}: is it tested?"
+
+
+def check_python(line: str) -> None:
+    """The script is there and knows every option of the line; the module is there."""
+    words = line.split("#")[0].split()[1:]
+    if words[0] == "-m":
+        assert find_spec(words[1]), line
+        return
+    source = (ROOT / words[0]).read_text(encoding="utf8")
+    for option in (word for word in words if word.startswith("--")):
+        assert f'"{option}"' in source, f"{line}: no option {option}"
 
 
 def check_llmc(line: str) -> None:
@@ -103,5 +117,5 @@ def test_option_lists_of_the_table_exist() -> None:
 
 def test_every_format_and_target_is_listed() -> None:
     stems = {name.partition("-g")[0] for name in FORMATS}
-    for name in [*TARGETS, *stems]:
+    for name in [*x86.TARGETS, *cuda.TARGETS, *stems]:
         assert f"`{name}" in README, name

@@ -44,7 +44,7 @@ MAY_SEE = {
     "order": {"tvm_shim"},
     "reshapes": {"tvm_shim"},
     "gpu": KERNELS | {"package", "tir_pipeline"},
-    "emulator": SERVING | {"gpu", "targets"},
+    "emulator": KERNELS | SERVING | {"gpu", "tir_pipeline"},
     "fallback": GRAPH | {"gpu", "legalize", "order", "reshapes", "tir_pipeline"},
     "lower": GRAPH | {"ops", "select", "tir_pipeline"},
     "workspace": KERNELS,

@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmc.cli.common import JsonFlag, print_json, print_pairs, print_table, stdout
+
+if TYPE_CHECKING:
+    from llmc.targets.cuda import CudaTarget
 
 
 def command(json: JsonFlag = False) -> None:
@@ -21,7 +25,7 @@ def command(json: JsonFlag = False) -> None:
     from llmc.targets.detect import compute_capability, machine, native
     from llmc.targets.x86 import TARGETS
 
-    here = machine()
+    here, gpu = machine(), compute_capability()
     try:
         best = native().name
     except OptionError:
@@ -46,9 +50,9 @@ def command(json: JsonFlag = False) -> None:
                     t.name: {
                         "description": t.description,
                         "mcpu": t.mcpu,
-                        "requires": ["an NVIDIA GPU"],
-                        "runs_here": cuda.runs(t, compute_capability()),
-                        "missing": [] if cuda.runs(t, compute_capability()) else ["an NVIDIA GPU"],
+                        "requires": [_gpu(t)],
+                        "runs_here": cuda.runs(t, gpu),
+                        "missing": [] if cuda.runs(t, gpu) else [_gpu(t)],
                         "verified": _GPU_CLAIMS,
                     }
                     for t in cuda.TARGETS.values()
@@ -67,20 +71,30 @@ def command(json: JsonFlag = False) -> None:
     rows = []
     for t in TARGETS.values():
         rows.append((t.name, t.description, _ability(here.missing(t))))
-    for gpu in cuda.TARGETS.values():
-        rows.append((gpu.name, gpu.description, _gpu_ability(cuda.runs(gpu, compute_capability()))))
+    for target in cuda.TARGETS.values():
+        rows.append((target.name, target.description, _gpu_ability(target, gpu)))
     print_table(("target", "machines", "here"), rows)
 
 
 _GPU_CLAIMS = "machine code by NVIDIA's compiler; run on no GPU yet"
 
 
-def _gpu_ability(runs: bool) -> str:
-    """What this machine can do with a target for GPUs."""
+def _gpu(target: CudaTarget) -> str:
+    """What a target for GPUs needs."""
+    return f"an NVIDIA GPU of {target.mcpu}{'' if target.exact else ' or later'}"
+
+
+def _gpu_ability(target: CudaTarget, gpu: tuple[int, int] | None) -> str:
+    """What this machine, with a GPU of this compute capability or none, can do with a target for GPUs."""
+    from llmc.targets.cuda import runs
+
     compiler = any((Path(folder) / "nvidia").is_dir() for folder in sys.path) or shutil.which("nvcc")
     if not compiler:
         return "nothing yet: pip install 'llmc[cuda]' to compile"
-    return "compiles, loads: run on no GPU yet" if runs else "compiles only: no NVIDIA GPU here; run on none yet"
+    if runs(target, gpu):
+        return "compiles, loads: run on no GPU yet"
+    here = f"the GPU here is sm_{gpu[0]}{gpu[1]}" if gpu else "no NVIDIA GPU here"
+    return f"compiles only: {here}; run on none yet"
 
 
 def _ability(missing: list[str]) -> str:

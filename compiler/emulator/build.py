@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -9,10 +11,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-_RUNTIME = ("threads.cpp", "memory.cpp", "trace.cpp", "warp.cpp", "mbarrier.cpp", "wgmma.cpp")
+_RUNTIME = ("threads.cpp", "faults.cpp", "memory.cpp", "trace.cpp", "warp.cpp", "mbarrier.cpp", "wgmma.cpp")
 CUDA, CUDART = "libcuda.so.1", "libcudart.so.13"  # the driver's two libraries, named as NVIDIA's
 _COMMON = ("-std=c++17", "-fPIC", "-g1", "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-w")
 # Every access to memory is reported, every index into an array and every alignment is checked, and variables begin with
@@ -72,9 +75,9 @@ def build(code: str) -> Path:
 def runtime() -> Path:
     """The library of threads, memory and collective instructions."""
     library = _cache() / f"libemulator-{hashlib.sha256(_sources()).hexdigest()[:16]}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
-            made = Path(scratch) / "runtime.so"
+    with _missing(library) as scratch:
+        if scratch:
+            made = scratch / "runtime.so"
             _run(["-O2", "-shared", *(str(FOLDER / "runtime" / name) for name in _RUNTIME), "-o", str(made)])
             os.replace(made, library)
     return library
@@ -84,20 +87,20 @@ def runtime() -> Path:
 def driver() -> Path:
     """The folder with the two libraries that take the place of NVIDIA's driver and runtime. Raises BuildError."""
     folder = _cache() / f"driver-{hashlib.sha256(_sources() + _driver_sources()).hexdigest()[:16]}"
-    if not (folder / CUDART).exists():
-        parts = sorted((FOLDER / "runtime").glob("driver_*.cpp"))
-        entry = FOLDER / "runtime" / "driver_cudart.cpp"
-        flags = ("-O2", "-shared", "-fvisibility=default", "-Wl,-z,defs")
-        folder.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
+    with _missing(folder / CUDART) as scratch:
+        if scratch:
+            parts = sorted((FOLDER / "runtime").glob("driver_*.cpp"))
+            entry = FOLDER / "runtime" / "driver_cudart.cpp"
+            flags = ("-O1", "-shared", "-fvisibility=default", "-Wl,-z,defs")
+            folder.mkdir(exist_ok=True)
             for name, sources, needed in (
                 (CUDA, [part for part in parts if part != entry], runtime()),
                 (CUDART, [entry], folder / CUDA),
             ):
                 script = [f"-Wl,--version-script={entry.with_suffix('.map')}"] if name == CUDART else []
                 linked = [str(needed), f"-Wl,-rpath,{needed.parent}", f"-Wl,-soname,{name}", *script]
-                _run([*flags, *map(str, sources), *linked, "-o", f"{scratch}/{name}"])
-                os.replace(f"{scratch}/{name}", folder / name)
+                _run([*flags, *map(str, sources), *linked, "-o", str(scratch / name)])
+                os.replace(scratch / name, folder / name)
     return folder
 
 
@@ -106,15 +109,27 @@ def _prefix() -> Path:
     """The shim, compiled ahead for this compiler and these options: half of a kernel's compile time."""
     folder = _cache() / f"shim-{hashlib.sha256(_sources() + repr(_KERNEL).encode()).hexdigest()[:16]}"
     header = folder / "shim.h"
-    if not (folder / "shim.h.gch").exists():
-        with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
-            text = f'#include "{FOLDER / "include" / "shim.h"}"\n'
-            (Path(scratch) / "shim.h").write_text(text, encoding="utf-8")
-            _run([*_KERNEL, "-x", "c++-header", f"{scratch}/shim.h", "-o", f"{scratch}/shim.h.gch"])
+    compiled = folder / "shim.h.gch"
+    with _missing(compiled) as scratch:
+        if scratch:
+            made, text = scratch / "shim.h", f'#include "{FOLDER / "include" / "shim.h"}"\n'
+            made.write_text(text, encoding="utf-8")
+            _run([*_KERNEL, "-x", "c++-header", str(made), "-o", f"{made}.gch"])
             folder.mkdir(exist_ok=True)
-            os.replace(f"{scratch}/shim.h", header)
-            os.replace(f"{scratch}/shim.h.gch", folder / "shim.h.gch")
+            os.replace(made, header)
+            os.replace(f"{made}.gch", compiled)
     return header
+
+
+@contextlib.contextmanager
+def _missing(made: Path) -> Iterator[Path | None]:
+    """A folder to make it in, or None where it is there. Processes that want the same one wait for each other."""
+    if made.exists():
+        yield None
+        return
+    with (_cache() / f"{made.name}.lock").open("w") as lock, tempfile.TemporaryDirectory(dir=_cache()) as scratch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield None if made.exists() else Path(scratch)
 
 
 def _run(arguments: list[str]) -> None:

@@ -52,6 +52,7 @@ class _Launch(ctypes.Structure):
         ("buffers", ctypes.POINTER(ctypes.c_uint64)),
         ("buffer_count", ctypes.c_int),
         ("name", ctypes.c_char_p),
+        ("describe", ctypes.c_void_p),
     ]
 
 

@@ -154,11 +154,16 @@ class _Block:
             self.run(node.body)
 
     def _loop(self, node: Any) -> None:
-        extent, first = self.value(node.extent), self.value(node.min) or 0
+        extent = self.value(node.extent)
+        with self._where(None if extent is None else np.asarray(extent) > 0) as any_:
+            if any_:
+                self._iterate(node, extent)
+
+    def _iterate(self, node: Any, extent: Any) -> None:
+        """A loop of threads that all go through it at least once; their mean stands for each."""
+        first = self.value(node.min) or 0
         trips = 1.0 if extent is None else float(np.mean(np.broadcast_to(extent, self.mask.shape)[self.mask]))
-        if trips <= 0:
-            return
-        self._visit(node, first, min(trips, 1.0))
+        self._visit(node, first, 1.0)
         if trips > 1:
             began, waited, barriers = self.clock, self.waited, self.barriers
             self._visit(node, first + max(int(trips) // 2, 1), trips - 1)

@@ -32,7 +32,8 @@ _TENSOR = Gates(wide=("q", "scale", "zero"), occupancy=0.125)
 GATES = {
     # x of few rows is stored to shared memory in an order that suits the loads: once, in two wavefronts instead of one.
     "lowbit_mma": replace(_TENSOR, tensor_cores="hmma", worst=2.0, mean=1.5),
-    "int8_mma": replace(_TENSOR, tensor_cores="imma", worst=4.0, mean=1.6),
+    # Sums of gate and up of several rows are read from shared memory with 2 ways, once at the end.
+    "int8_mma": replace(_TENSOR, tensor_cores="imma", worst=2.0, mean=1.3),
     "bf16_mma": replace(_TENSOR, tensor_cores="hmma", worst=2.0, mean=1.5),
     # float32 for layers that must keep it: neighbouring threads load neighbouring elements, but each only one.
     "dense_cuda": Gates(occupancy=0.5),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from llmc.errors import KernelError
@@ -31,15 +33,19 @@ class DeviceKernel:
 def compile_kernels(kernels: Mapping[str, tuple[PrimFunc, Launch]], target: CudaTarget) -> list[DeviceKernel]:
     """Device functions as machine code for `target` and, unless it is `exact`, PTX for later architectures.
 
-    Each is a source of its own: what was compiled before, in any model, comes from the cache. Raises OptionError where
-    NVIDIA's tools are not installed, KernelError where they refuse a kernel or it cannot be launched.
+    Each is a source of its own: what was compiled before, in any model, comes from the cache. NVIDIA's tools run on all
+    cores; they may be called from several threads (NVRTC's documentation, "Thread Safety"). Raises OptionError where
+    they are not installed, KernelError where they refuse a kernel or it cannot be launched.
     """
-    tools = find_toolchain()
-    return [_compile(name, *kernel, target, tools) for name, kernel in kernels.items()]
+    tools, device = find_toolchain(), TvmTarget(target.tvm())
+    sources = {name: cuda_source(name, func, device) for name, (func, _) in kernels.items()}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(lambda name: _compile(name, *kernels[name], sources[name], target, tools), kernels))
 
 
-def _compile(name: str, func: PrimFunc, launch: Launch, target: CudaTarget, tools: Toolchain) -> DeviceKernel:
-    source = cuda_source(name, func, TvmTarget(target.tvm()))
+def _compile(
+    name: str, func: PrimFunc, launch: Launch, source: str, target: CudaTarget, tools: Toolchain
+) -> DeviceKernel:
     binary = tools.compile(source, target.mcpu)
     if not binary.cubin.startswith(b"\x7fELF"):
         raise KernelError("the CUDA compiler made no machine code", where=f"{name} for {target.mcpu}")

@@ -142,7 +142,7 @@ def _disassemble(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([found, "-c", file.name], capture_output=True, text=True)
+        done = subprocess.run([found, "-c", "-ndf", file.name], capture_output=True, text=True)
     if done.returncode:
         raise KernelError(f"nvdisasm cannot read a cubin: {done.stderr.strip()}", hint=INSTALL)
     return done.stdout

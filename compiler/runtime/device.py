@@ -24,6 +24,7 @@ _MAJOR, _MINOR = 75, 76  # the driver's names of the two halves of a compute cap
 _DRIVER = "libcuda.so.1"
 _CUDA_VERSION = 13000  # 13.0, which the binaries, and the libraries that load them, were made for
 _FIRST_DRIVER = "580"  # that knows it
+_OLDEST = 80  # sm_80: the first GPUs that llmc compiles for
 _INSTALL = "pip install nvidia-cuda-runtime"
 
 
@@ -57,6 +58,7 @@ def check_gpu(artifact: Artifact) -> None:
     driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
     has, wanted = 10 * major.value + minor.value, int(target.mcpu.removeprefix("sm_").removesuffix("a"))
     if has < wanted or (exact and has != wanted):
+        hint = "compile the model for it: llmc compile --target cuda" if has >= _OLDEST else hint
         raise ArtifactError(f"{needs}; this machine's is sm_{major.value}{minor.value}", where=where, hint=hint)
 
 

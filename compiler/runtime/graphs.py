@@ -38,7 +38,7 @@ class Replayed:
             self._capture(memory)
         self._warm = True
         if self._graph is None:
-            return _first(self._function.run(self._arguments))
+            return first(self._function.run(self._arguments))
         self._graph.launch()
         return self._result
 
@@ -50,7 +50,7 @@ class Replayed:
                 self._held.append(result)
 
         def launch(stream: int) -> Any:
-            return _first(memory.run_on(stream, self._function.code, self._arguments))
+            return first(memory.run_on(stream, self._function.code, self._arguments))
 
         try:
             with self._model.watching(hold):
@@ -61,5 +61,6 @@ class Replayed:
             warnings.warn(f"CUDA graphs are not used: {reason}; every kernel is launched by itself", stacklevel=2)
 
 
-def _first(result: Any) -> Any:
+def first(result: Any) -> Any:
+    """A function's first result, alone or of several."""
     return result if isinstance(result, tvm_ffi.Tensor) else result[0]

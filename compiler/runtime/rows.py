@@ -25,6 +25,32 @@ def piece_of_each_row(ids: Any, batch: int) -> np.ndarray | list[np.ndarray]:
     return _integers(tokens, None)
 
 
+def demand_vocabulary(tokens: np.ndarray | list[np.ndarray], vocab_size: int) -> None:
+    """Raises InputError for ids, as `piece_of_each_row` gives them, that stand for no token."""
+    for row in [tokens] if isinstance(tokens, np.ndarray) else tokens:
+        if not row.size:
+            continue
+        least, greatest = (row.flat[0],) * 2 if row.size == 1 else (row.min(), row.max())
+        if least < 0 or greatest >= vocab_size:
+            raise InputError(
+                f"ids reach from {least} to {greatest}; the vocabulary has {vocab_size}",
+                hint="is this the model's own tokenizer?",
+            )
+
+
+def demand_room(tokens: np.ndarray | list[np.ndarray], lengths: np.ndarray, most: int) -> None:
+    """Raises InputError where a row of `lengths` [B] would exceed `most` tokens with these."""
+    counts = tokens.shape[1] if isinstance(tokens, np.ndarray) else np.array([len(row) for row in tokens])
+    ends = lengths + counts
+    if (ends > most).any():
+        b = int(ends.argmax())
+        raise InputError(
+            f"{lengths[b]} tokens and {ends[b] - lengths[b]} more exceed the model's length of {most}",
+            where=f"row {b}" if len(lengths) > 1 else None,
+            hint="shorten the prompt, generate fewer tokens, or reset the session",
+        )
+
+
 def _unequal(ids: Any, batch: int) -> list[np.ndarray]:
     if len(ids) != batch:
         raise InputError(f"ids are of {len(ids)} rows, and the session has {batch}")

@@ -9,20 +9,19 @@ only some rows have are read row by row: there a call for one row computes as fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tvm_ffi
 
 from llmc.errors import ArtifactError, InputError
 from llmc.package.manifest import DecoderSpec
-from llmc.runtime.arrays import aligned_zeros, view
+from llmc.runtime.arrays import view
 from llmc.runtime.caches import Caches, RowCaches
-from llmc.runtime.graphs import Replayed
-from llmc.runtime.memory import Memory, Stage
+from llmc.runtime.calls import Calls, Outcome, logits
+from llmc.runtime.memory import Memory
 from llmc.runtime.pages import PagedCaches
-from llmc.runtime.rows import piece_of_each_row
+from llmc.runtime.rows import demand_room, demand_vocabulary, piece_of_each_row
 from llmc.runtime.trees import DraftTree
 
 if TYPE_CHECKING:
@@ -34,34 +33,6 @@ FEW = 8  # tokens up to which a call's time is that of reading the weights, whet
 
 Tokens = Sequence[int] | np.ndarray
 Lengths = int | Sequence[int] | np.ndarray
-
-
-class _Call(NamedTuple):
-    """A step function's arguments, and what the host fills in beforehand and sends: ids, positions, tree [R, S],
-    kv_len [R]. On a GPU, what is called again and again is replayed."""
-
-    ids: np.ndarray
-    positions: np.ndarray
-    kv_len: np.ndarray
-    tree: np.ndarray
-    stage: Stage
-    arguments: tuple[Any, ...]
-    replayed: Replayed | None
-
-
-class Outcome(NamedTuple):
-    """What is wanted of a step: `of` its function, its logits and its rows, an array [R, S, ...]; `pause` is what n
-    tokens of a row would give that has none."""
-
-    of: Callable[[Function, Any, slice], np.ndarray]
-    pause: Callable[[int], np.ndarray]
-
-
-class _Draws(NamedTuple):
-    """Arguments of the function that samples, to be filled in and sent: each [R]."""
-
-    arrays: dict[str, np.ndarray]
-    stage: Stage
 
 
 class Session:
@@ -83,10 +54,8 @@ class Session:
             raise InputError("the model's cache has no pages to count", where=str(model.artifact.path), hint=hint)
         self.caches: Caches = caches or caches_of(decoder, batch, pages, model.memory)
         self._lengths = np.zeros(batch, np.int64)
-        self._single_calls: dict[tuple[str, int, int], _Call] = {}  # by function and rows
-        self._draws: dict[tuple[int, int], _Draws] = {}  # by rows
-        self._moves = self.caches.moves  # when they were prepared
-        self._logits = Outcome(_logits, lambda count: np.full((count, decoder.vocab_size), np.nan, np.float32))
+        self._calls = Calls(model, self.caches)
+        self._logits = Outcome(logits, lambda count: np.full((count, decoder.vocab_size), np.nan, np.float32))
         self._tree: DraftTree | None = None  # that was verified last, and lies behind the row's tokens
 
     @property
@@ -123,13 +92,13 @@ class Session:
         top_p, and uniform, a number of [0, 1) that decides. Raises what `append` does.
         """
 
-        def choose(_: Function, logits: Any, rows: slice) -> np.ndarray:
+        def choose(_: Function, found: Any, rows: slice) -> np.ndarray:
             size, function = rows.stop - rows.start, self.model.functions["sample"]
-            draws = self._draws_of(function, rows)
+            draws = self._calls.draws(function, rows)
             for name, array in draws.arrays.items():
                 array[...] = settings[name][rows]
             draws.stage.send()
-            last = view(logits, "float32", (size, self.decoder.vocab_size))
+            last = view(found, "float32", (size, self.decoder.vocab_size))
             tokens = function.run(function.arguments((last, *draws.stage.tensors)))
             return function.memory.get(tokens, "int64")[:, None]
 
@@ -177,18 +146,18 @@ class Session:
         self._make_room(count)
         self.caches.grow(self._lengths, self._lengths + count)
         self._tree = None
-        call = self._call(function, slice(0, 1), count)
+        call = self._calls.of(function, slice(0, 1), count)
         call.ids[...] = ids
         call.positions[...] = self._positions(self._lengths[:, None] + tree.depths)
         call.kv_len[...] = self._lengths + count
         call.tree[...] = tree.seen
         try:
-            logits = _logits(function, _run(function, call), slice(0, 1))
+            found = logits(function, call.run(), slice(0, 1))
         except BaseException:
             self.caches.shrink(self._lengths)
             raise
         self._tree = tree
-        return logits
+        return found
 
     def accept(self, path: Sequence[int] | np.ndarray) -> None:
         """Take nodes of the tree that was verified last into the session, as if they had been appended.
@@ -279,11 +248,11 @@ class Session:
             parts = [self._step(function, rows, tokens[:, start : start + CHUNK], reading, outcome) for start in starts]
             return parts[-1] if all else parts[-1][:, -1:]
         # 100 MB a chunk of a large vocabulary: copied one by one, the function's own memory is used again for the next.
-        logits = np.empty((len(tokens), count, self.decoder.vocab_size), np.float32)
+        whole = np.empty((len(tokens), count, self.decoder.vocab_size), np.float32)
         for start in starts:
             part = tokens[:, start : start + CHUNK]
-            logits[:, start : start + CHUNK] = self._step(function, rows, part, reading, outcome)
-        return logits
+            whole[:, start : start + CHUNK] = self._step(function, rows, part, reading, outcome)
+        return whole
 
     def _function(self, shape: tuple[int, ...], all: bool) -> Function:
         functions = self.model.functions
@@ -296,14 +265,14 @@ class Session:
     ) -> np.ndarray:
         """The outcome [R, S, ...] (`step`) or [R, 1, ...] (`step_last`) of a chunk of ids [R, S]."""
         count = tokens.shape[1]
-        call = self._call(function, rows, count)
+        call = self._calls.of(function, rows, count)
         ends = self._lengths[rows] + count
         if reading is not None:
             ends = np.where(reading, ends, 0)
         call.ids[...] = tokens
         call.positions[...] = self._positions(np.maximum(ends[:, None] + np.arange(-count, 0), 0))
         call.kv_len[...] = ends
-        found = outcome.of(function, _run(function, call), rows)
+        found = outcome.of(function, call.run(), rows)
         self._lengths[rows] = ends if reading is None else np.where(reading, ends, self._lengths[rows])
         return found
 
@@ -314,85 +283,18 @@ class Session:
         """Where tokens stand in the text that stand at `places` in their rows."""
         return places
 
-    def _call(self, function: Function, rows: slice, count: int) -> _Call:
-        """A call with `count` tokens. Calls with one are kept: a kernel leaves nothing of Python's in the CPU's caches,
-        and touching hundreds of tensors' reference counts anew for every token would cost a tenth of its time."""
-        if self._moves != self.caches.moves:
-            self._single_calls.clear()  # they hold on to the old memory
-            self._moves = self.caches.moves
-        key = (function.name, rows.start, rows.stop)
-        if count == 1 and key in self._single_calls:
-            return self._single_calls[key]
-        size = rows.stop - rows.start
-        ids, positions = (aligned_zeros((size, count), np.int64) for _ in range(2))
-        kv_len, tree = aligned_zeros((size,), np.int64), aligned_zeros((size, count), np.uint64)
-        own = {"input_ids": ids, "position_ids": positions, "kv_len": kv_len, "tree": tree}
-        small = own | self.caches.inputs(rows)
-        memory = function.memory
-        stage = memory.stage([small[spec.name] for spec in function.spec.inputs if spec.name in small])
-        tensors = function.arguments((*stage.tensors, *map(memory.tensor, self.caches.buffers(rows))))
-        again = count == 1
-        replayed = Replayed(self.model, function, tensors) if again and memory.on_device else None
-        call = _Call(ids, positions, kv_len, tree, stage, tensors, replayed)
-        if again:
-            self._single_calls[key] = call
-        return call
-
-    def _draws_of(self, function: Function, rows: slice) -> _Draws:
-        """Kept, as calls are."""
-        key = rows.start, rows.stop
-        if key not in self._draws:
-            specs = [spec for spec in function.spec.inputs if spec.name != "logits"]
-            arrays = {spec.name: np.zeros(rows.stop - rows.start, spec.dtype) for spec in specs}
-            self._draws[key] = _Draws(arrays, function.memory.stage(list(arrays.values())))
-        return self._draws[key]
-
     def _check(self, ids: Any) -> np.ndarray | list[np.ndarray]:
         """ids as [B, S], or as a list of B arrays where rows differ in length."""
         tokens = piece_of_each_row(ids, self.batch)
-        for row in [tokens] if isinstance(tokens, np.ndarray) else tokens:
-            if not row.size:
-                continue
-            least, greatest = (row.flat[0],) * 2 if row.size == 1 else (row.min(), row.max())
-            if least < 0 or greatest >= self.decoder.vocab_size:
-                raise InputError(
-                    f"ids reach from {least} to {greatest}; the vocabulary has {self.decoder.vocab_size}",
-                    hint="is this the model's own tokenizer?",
-                )
-        most = self.max_length
-        if most is not None:
-            counts = tokens.shape[1] if isinstance(tokens, np.ndarray) else np.array([len(row) for row in tokens])
-            ends = self._lengths + counts
-            if (ends > most).any():
-                b = int(ends.argmax())
-                length = self._lengths[b]
-                raise InputError(
-                    f"{length} tokens and {ends[b] - length} more exceed the model's length of {most}",
-                    where=f"row {b}" if self.batch > 1 else None,
-                    hint="shorten the prompt, generate fewer tokens, or reset the session",
-                )
+        demand_vocabulary(tokens, self.decoder.vocab_size)
+        if self.max_length is not None:
+            demand_room(tokens, self._lengths, self.max_length)
         return tokens
 
 
 def caches_of(decoder: DecoderSpec, batch: int, pages: int | None, memory: Memory) -> Caches:
     """Empty caches in `memory`, as the artifact's functions want them. Raises InputError where it has no room."""
     return PagedCaches(decoder, batch, pages, memory) if decoder.paged else RowCaches(decoder, batch, memory)
-
-
-def _run(function: Function, call: _Call) -> Any:
-    """What a step function computes, [R, S, V], or [R, 1, V] of the last tokens, wherever it lies."""
-    call.stage.send()
-    if call.replayed is not None:
-        return call.replayed.run()
-    result = function.run(call.arguments)
-    # A function may return the caches after the logits: they are the very same memory.
-    return result if isinstance(result, tvm_ffi.Tensor) else result[0]
-
-
-def _logits(function: Function, result: Any, rows: slice) -> np.ndarray:
-    """The host's view, or copy, of a result."""
-    logits = function.memory.get(result, "")
-    return logits.copy() if function.spec.workspaces else logits  # the next call writes there again
 
 
 def _shown(lengths: np.ndarray) -> str:

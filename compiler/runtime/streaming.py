@@ -22,7 +22,8 @@ import numpy as np
 
 from llmc.errors import InputError
 from llmc.runtime.caches import Caches
-from llmc.runtime.session import Lengths, Outcome, Session
+from llmc.runtime.calls import Outcome
+from llmc.runtime.session import Lengths, Session
 
 if TYPE_CHECKING:
     from llmc.runtime.model import Model

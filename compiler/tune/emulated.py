@@ -4,25 +4,22 @@ workload of the same kind: what a configuration decides are tiles, pipelines and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from llmc.emulator.emulator import EmulationError, Emulator, poisoned
-from llmc.gpu.host import Array, launched
-from llmc.gpu.passes import lower
+from llmc.emulator.emulator import EmulationError
+from llmc.emulator.templates import EmulatedKernel
 from llmc.schedules.attention.workloads import AttentionWorkload
-from llmc.schedules.base import Arrays, Config, Kernel, Workload
+from llmc.schedules.base import Config, Kernel, Workload
 from llmc.schedules.gemm.dense import DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
 from llmc.schedules.recurrent.workload import RecurrentWorkload
 from llmc.schedules.sampling.sample import SampleWorkload
 from llmc.targets.cuda import CudaTarget
-from llmc.tir_pipeline import mark_kernel
 from llmc.tune.subject import Rejected
 from llmc.tune.tasks import decode_and_prompt, points_of
-from llmc.tvm_shim import IRModule, TvmTarget, cuda_source
 
 _ROWS = (1, 12, 70)  # M: every kind of a kernel, and a second, partial block
 _KEYS, _TOKENS = 1200, 40  # of attention: more keys than one block of threads takes, a prompt that fills no tile
@@ -34,14 +31,14 @@ def check(kernel: Kernel, config: Config, target: CudaTarget, seed: int = 0) -> 
     small = Kernel(kernel.template, smaller(kernel, config, target))
     template, workload = small.template, small.workload
     rng = np.random.default_rng([seed, *workload.key().encode()])
-    run = _Runner(small, config, target)
+    emulated = EmulatedKernel(template, workload, target, config)
     weights = template.example_weights(workload, rng)
     packed = template.prepack(weights, workload, config, target)
     for sizes in _sizes(small):
         inputs = template.example_inputs(workload, sizes, rng)
         want = template.expected(workload, config, inputs, weights)
         try:
-            got = run(inputs, packed, {name: array.shape for name, array in want.items()})
+            got = emulated.run(inputs, packed)
         except EmulationError as error:
             raise Rejected("wrong", f"emulated, {error} at {sizes}") from error
         for name, expected in want.items():
@@ -84,33 +81,3 @@ def _sizes(kernel: Kernel) -> list[dict[str, int]]:
     if isinstance(kernel.workload, AttentionWorkload):
         return decode_and_prompt(kernel, _KEYS, _TOKENS)
     return [point.sizes() for point in points_of(kernel)]
-
-
-class _Runner:
-    """A configuration's kernels under the emulator; what a call launches is read from its host function."""
-
-    def __init__(self, kernel: Kernel, config: Config, target: CudaTarget) -> None:
-        self.workload, device = kernel.workload, TvmTarget(target.tvm())
-        function = kernel.template.build(kernel.workload, target, config).with_attr("global_symbol", "call")
-        host, kernels = lower(IRModule({"call": mark_kernel(function)}), device)
-        self.host, self.launches = host["call"], {name: launch for name, (_, launch) in kernels.items()}
-        self.emulators = {name: Emulator(cuda_source(name, func, device)) for name, (func, _) in kernels.items()}
-
-    def __call__(self, inputs: Arrays, packed: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
-        """The outputs, and inputs that are written, after a call. Outputs begin as NaN. Raises EmulationError."""
-        dtypes = {arg.name: arg.dtype for arg in self.workload.outputs()}
-        written = {name: poisoned(shapes[name], dtype) for name, dtype in dtypes.items()}
-        arrays = [*map(np.array, (*inputs.values(), *packed.values())), *written.values()]
-        workspaces: dict[int, np.ndarray] = {}
-        calls = launched(self.host, [(a.shape, a.itemsize) for a in arrays], self.launches)
-        for number, call in enumerate(calls):
-            arguments = []
-            for value in call.arguments:
-                if not isinstance(value, Array):
-                    arguments.append(value)
-                elif value.argument is not None:
-                    arguments.append(arrays[value.argument])
-                else:
-                    arguments.append(workspaces.setdefault(id(value), poisoned(value.bytes // 4, np.float32)))
-            self.emulators[call.kernel].launch(call.kernel, call.grid, call.block, arguments, call.shared, number)
-        return dict(zip(inputs, arrays, strict=False)) | written

@@ -37,9 +37,10 @@ from llmc.tune.task import Point, Task
 
 Describe = Callable[[Any, Config, Target, Mapping[str, int], int], dict[str, float]]
 
-# Templates for tensor cores of GPUs: those of 16-bit weights, and of fewer bits.
-_MMA_16 = ("bf16_mma", "f16_mma", "bf16_wgmma", "f16_wgmma")
-_MMA = ("lowbit_mma", "int8_mma", "table_mma", "int8_table_mma", "outliers_mma", "lowbit_wgmma", *_MMA_16)
+_MMA = (  # templates for tensor cores of GPUs
+    *("lowbit_mma", "int8_mma", "table_mma", "int8_table_mma", "outliers_mma", "lowbit_wgmma"),
+    *("bf16_mma", "f16_mma", "bf16_wgmma", "f16_wgmma", "fp8_mma", "fp8_f16_mma", "fp8_wgmma"),
+)
 
 _DESCRIBE: dict[str, Describe] = {
     "lowbit": lowbit,
@@ -158,7 +159,10 @@ GPU_BUILT: dict[str, str] = {
 }
 BUILT = {**CPU_BUILT, **GPU_BUILT}
 
-_BITS = {"integer_conv": 8, "bf16": 16, "f16": 16, "bf16_mma": 16, "f16_mma": 16, "fp8_mma": 8, "fp8_f16_mma": 8}
+_BITS = {
+    **dict.fromkeys(("integer_conv", "fp8_mma", "fp8_f16_mma", "fp8_wgmma"), 8),
+    **dict.fromkeys(("bf16", "f16", "bf16_mma", "f16_mma", "bf16_wgmma", "f16_wgmma"), 16),
+}
 _LEAST = 2.0**-10  # stands for zero
 _ANALYTIC = len(TASK) + len(CODE) + list(CODE).index("predicted")
 

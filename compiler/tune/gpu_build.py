@@ -7,31 +7,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from llmc.gpu.function import DeviceFunction, compile_function
-from llmc.gpu.predict import predict
+from llmc.gpu.function import DeviceFunction
 from llmc.schedules.base import Config
-from llmc.targets.cuda import CudaTarget
-from llmc.tune.gpu_code import code_of, gate
+from llmc.tune.gpu_code import NAME, compiled
 from llmc.tune.subject import Rejected
 from llmc.tune.task import Task
 from llmc.tvm_shim import IRModule, TvmTarget, tvm
 
-NAME = "kernel"  # of the function
-
 
 def build_function(task: Task, config: Config, careful: bool) -> tuple[DeviceFunction, dict[str, float]]:
-    """A configuration, compiled as models use it, under `NAME`, and what its code shows.
+    """A configuration, compiled as models use it, and what its code shows.
 
-    Raises Rejected if it fails a gate and is not the default, and what `compile_function` raises.
+    Raises Rejected if it fails a gate and is not the default, and what `compiled` raises.
     """
-    assert isinstance(task.target, CudaTarget)
-    template, workload = task.kernel.template, task.kernel.workload
-    func = template.build(workload, task.target, config).with_attr("global_symbol", NAME)
-    function = compile_function(func, task.target)
-    if (failed := gate(function, task, careful)) and config != template.default(workload, task.target):
-        raise Rejected("gate", failed)
-    calls = [predict(function, workload, point.sizes()) for point in task.points]
-    return function, code_of(function, calls)
+    made = compiled(task, config, careful)
+    if made.failed and config != task.kernel.template.default(task.kernel.workload, task.target):
+        raise Rejected("gate", made.failed)
+    return made.function, made.code
 
 
 def host_module(function: DeviceFunction) -> Any:

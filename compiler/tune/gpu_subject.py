@@ -14,7 +14,8 @@ from llmc.gpu.function import DeviceFunction
 from llmc.runtime.device import load_cudart
 from llmc.schedules.base import Config
 from llmc.targets.cuda import CudaTarget
-from llmc.tune.gpu_build import NAME, build_function, host_module
+from llmc.tune.gpu_build import build_function, host_module
+from llmc.tune.gpu_code import NAME
 from llmc.tune.gpu_names import FLUSH
 from llmc.tune.rounds import BURST, Round, alternate
 from llmc.tune.subject import Candidate, Case, Subject

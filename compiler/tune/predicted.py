@@ -13,13 +13,11 @@ from types import TracebackType
 
 from llmc.emulator.emulator import available
 from llmc.errors import KernelError
-from llmc.gpu.function import compile_function
-from llmc.gpu.predict import predict
 from llmc.schedules.base import Config
 from llmc.targets.cuda import CudaTarget
 from llmc.tune import emulated
 from llmc.tune.builders import LocalPool
-from llmc.tune.gpu_code import code_of, gate
+from llmc.tune.gpu_code import compiled
 from llmc.tune.subject import Rejected
 from llmc.tune.task import Measurement, Predicted, Status, Task, Timing
 from llmc.tune.worker import one_line, out_of_memory
@@ -92,22 +90,19 @@ def examine(task: Task, config: Config, careful: bool) -> Examined | Measurement
     """Compile one candidate, as models use it, and predict its times; in a process of its own."""
     assert isinstance(task.target, CudaTarget)
     start = time.process_time()
-    kernel = task.kernel
 
     def failed(status: Status, error: Exception) -> Measurement:
         spent = time.process_time() - start
         return Measurement(config, status, {}, one_line(error), spent, careful, {}, "ranked")
 
     try:
-        function = compile_function(kernel.template.build(kernel.workload, task.target, config), task.target)
-        calls = {str(p): predict(function, kernel.workload, p.sizes()) for p in task.points}
+        made = compiled(task, config, careful)
         spent = time.process_time() - start
         mark: Predicted = "ranked"
-        if careful and available():
-            emulated.check(kernel, config, task.target)
+        if careful and not made.failed and available():
+            emulated.check(task.kernel, config, task.target)
             mark = "emulated"
-        seconds = {point: call.seconds for point, call in calls.items()}
-        return Examined(seconds, gate(function, task, careful), spent, code_of(function, calls.values()), mark)
+        return Examined(made.seconds, made.failed, spent, made.code, mark)
     except Rejected as rejected:
         return failed(rejected.status, rejected)
     except Exception as error:

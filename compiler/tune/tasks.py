@@ -21,7 +21,7 @@ _PIXELS = (28, 28)  # of an image where the model leaves them open
 _LONG = ("lowbit", "table", "outliers", "dense", "lowbit_cuda", "table_cuda", "dense_cuda")
 _LONG_AND_FEW = (
     *("lowbit_mma", "int8_mma", "bf16_mma", "f16_mma", "table_mma", "int8_table_mma", "outliers_mma"),
-    *("lowbit_wgmma", "bf16_wgmma", "f16_wgmma"),
+    *("fp8_mma", "fp8_f16_mma", "lowbit_wgmma", "bf16_wgmma", "f16_wgmma", "fp8_wgmma"),
 )
 _FEW = 16
 _BLOCK = 64  # keys side by side in the packed cache

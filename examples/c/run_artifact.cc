@@ -6,7 +6,9 @@
 // written to NAME.bin in the current folder; a line with its name, dtype and shape is printed.
 //
 // An artifact is a zip of stored entries, so the file is mapped once and weights are used where they lie: entries start
-// at multiples of 4096 bytes, tensors at multiples of 64. This example verifies no hashes: the Python reader does.
+// at multiples of 4096 bytes, tensors at multiples of 64. One for an NVIDIA GPU has its kernels in entries of their own;
+// then weights and inputs are copied to the GPU. This example verifies no hashes: the Python reader does.
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -73,16 +75,36 @@ static std::map<std::string, Span> Entries(Span zip) {
   return entries;
 }
 
-static ffi::Module LoadLibrary(Span code) {
+static const char kKernels[] = "cuda/kernels.json";  // an artifact for a GPU has it
+
+// Makes kernels part of the library whose host code calls them. TVM's runtime for CUDA needs NVIDIA's, libcudart.so.13.
+static void ImportKernels(const ffi::Module& library, const std::map<std::string, Span>& entries) {
+  if (!dlopen("libtvm_runtime_cuda.so", RTLD_NOW | RTLD_GLOBAL)) Fail(dlerror());
+  ffi::Function load = ffi::Function::GetGlobalRequired("ffi.Module.load_from_bytes.cuda");
+  for (const ffi::Any& part : library->imports()) {
+    ffi::Module host = part.cast<ffi::Module>();
+    if (std::string(host->kind()) != "library") continue;
+    for (const auto& [name, data] : entries)
+      if (name.rfind("cuda/", 0) == 0 && name.size() > 9 && name.compare(name.size() - 4, 4, ".bin") == 0)
+        host->ImportModule(load(ffi::Bytes(data.text())).cast<ffi::Module>());
+  }
+}
+
+static ffi::Module LoadLibrary(const std::map<std::string, Span>& entries) {
+  Span code = entries.at("lib.so");
   std::string path = (std::filesystem::temp_directory_path() / "llmc-XXXXXX.so").string();
   int file = mkstemps(path.data(), 3);
   if (file < 0 || write(file, code.data, code.size) != ssize_t(code.size)) Fail("cannot write a temporary file");
   close(file);
   ffi::Module library = ffi::Module::LoadFromFile(path);
   unlink(path.c_str());
+  const int gpu = kDLCUDA, cpu = kDLCPU, device = 0, pooled_allocator = 2;
+  bool kernels = entries.count(kKernels);
+  if (kernels) ImportKernels(library, entries);
   ffi::Module machine = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
-  const int cpu = kDLCPU, device = 0, pooled_allocator = 2;
-  machine->GetFunction("vm_initialization").value()(cpu, device, pooled_allocator);
+  ffi::Function begin = machine->GetFunction("vm_initialization").value();
+  if (kernels) begin(gpu, device, pooled_allocator, cpu, device, pooled_allocator);
+  else begin(cpu, device, pooled_allocator);
   return machine;
 }
 
@@ -99,6 +121,15 @@ struct Aligned {
   }
   void FreeData(DLTensor* tensor) { std::free(tensor->data); }
 };
+
+static ffi::Tensor ToGpu(const ffi::Tensor& tensor) {
+  ffi::Function allocate = ffi::Function::GetGlobalRequired("runtime.TVMTensorAllocWithScope");
+  ffi::Shape shape(tensor.shape().begin(), tensor.shape().end());
+  ffi::Any there = allocate(shape, tensor.dtype(), DLDevice{kDLCUDA, 0}, nullptr);
+  size_t size = ffi::GetDataSize(tensor.numel(), tensor.dtype());
+  if (size) ffi::Function::GetGlobalRequired("runtime.TVMTensorCopyFromBytes")(there, tensor.data_ptr(), size);
+  return there.cast<ffi::Tensor>();
+}
 
 static json::Value Get(const json::Value& object, const std::string& key) {
   return object.cast<json::Object>().at(ffi::String(key));
@@ -133,8 +164,11 @@ static ffi::Tensor ReadInput(const json::Value& spec, const std::map<std::string
 }
 
 static void WriteOutput(const std::string& name, const ffi::Tensor& tensor) {
-  std::ofstream file(name + ".bin", std::ios::binary);
-  file.write(static_cast<const char*>(tensor.data_ptr()), ffi::GetDataSize(tensor.numel(), tensor.dtype()));
+  std::string data(ffi::GetDataSize(tensor.numel(), tensor.dtype()), '\0');
+  void* to = data.data();
+  if (tensor.device().device_type == kDLCPU) std::memcpy(to, tensor.data_ptr(), data.size());
+  else ffi::Function::GetGlobalRequired("runtime.TVMTensorCopyToBytes")(tensor, to, data.size());
+  std::ofstream(name + ".bin", std::ios::binary) << data;
   std::cout << name << " " << std::string(ffi::DLDataTypeToString(tensor.dtype()));
   for (int64_t dim : tensor.shape()) std::cout << " " << dim;
   std::cout << "\n";
@@ -164,7 +198,9 @@ static void Run(int argc, char** argv) {
     ffi::Shape shape(Numbers(Get(param, "shape")));
     arguments.push_back(ffi::Tensor::FromNDAlloc(Mapped{data}, shape, DType(param), DLDevice{kDLCPU, 0}));
   }
-  ffi::Module machine = LoadLibrary(entries["lib.so"]);
+  ffi::Module machine = LoadLibrary(entries);
+  if (entries.count(kKernels))
+    for (ffi::Any& argument : arguments) argument = ToGpu(argument.cast<ffi::Tensor>());
   std::vector<ffi::AnyView> packed(arguments.begin(), arguments.end());
   ffi::Any result;
   machine->GetFunction("main").value().CallPacked(packed.data(), packed.size(), &result);

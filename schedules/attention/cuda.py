@@ -20,9 +20,9 @@ from llmc.tvm_shim import IRBuilder, T
 class CudaAttention(Attention):
     """Template "attention_cuda".
 
-    Knobs: in decode a block of threads takes `chunk` blocks of 64 keys with `warps` warps. Untuned, a block takes as
-    few as make its part of the sums, which the merging launch reads again, small beside its part of the cache: one
-    sequence of 2,048 keys and 3 key heads then is 96 blocks of threads, of 8,192 keys and 8 heads 1,024.
+    Knobs: in decode a block of threads takes `chunk` blocks of 64 keys with `warps` warps. Untuned, each of eight warps
+    takes one, side by side: a warp's way through its keys is what decoding waits for, and a part of the sums, which the
+    merging launch reads again, is then small beside its part of the cache.
     """
 
     name = "attention_cuda"
@@ -36,8 +36,7 @@ class CudaAttention(Attention):
         return Space(knobs, lambda config: int(config["warps"]) <= int(config["chunk"]))
 
     def default(self, workload: AttentionWorkload, target: Target) -> dict[str, int | str]:
-        chunk = {"float32": 1, "int8": 2}.get(workload.kv_cache, 4)
-        return {"chunk": chunk, "warps": chunk}
+        return {"chunk": 8, "warps": 8}
 
     def build(self, workload: AttentionWorkload, target: Target, config: Config) -> Any:
         with IRBuilder() as ib, T.prim_func(s_tir=True):

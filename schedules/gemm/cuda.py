@@ -17,7 +17,7 @@ from llmc.schedules.gemm.bf16 import Bf16LinearWorkload
 from llmc.schedules.gemm.cuda_codes import Codes
 from llmc.schedules.gemm.cuda_f16 import MMA_F16
 from llmc.schedules.gemm.cuda_fp8 import MMA_FP8, MMA_FP8_F16
-from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload
+from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload, packed_bias
 from llmc.schedules.gemm.cuda_outliers import MMA_OUTLIERS, HalfOutlierLinearWorkload
 from llmc.schedules.gemm.cuda_tables import MMA_INT8_TABLE, MMA_TABLE, HalfTableLinearWorkload
 from llmc.schedules.gemm.cuda_wgmma import WGMMA_BF16, WGMMA_F16, WGMMA_FP8, WGMMA_LOWBIT
@@ -58,7 +58,7 @@ class CudaLinear(DenseLinear):
     ) -> Arrays:
         weight = weights["weight"]
         rows = weight.dequantize() if isinstance(weight, QuantizedWeight) else np.ascontiguousarray(weight, np.float32)
-        return {"weight": rows, **_bias(weights, workload)}
+        return {"weight": rows, **packed_bias(weights, workload)}
 
     def layout(self, workload: DenseLinearWorkload, config: Config, target: Target) -> str:
         return "rows"
@@ -90,7 +90,7 @@ class CudaLowBitLinear(LowBitLinear):
     def prepack(
         self, weights: Mapping[str, Any], workload: LowBitLinearWorkload, config: Config, target: Target
     ) -> Arrays:
-        return {**_codes(workload).pack(weights["weight"]), **_bias(weights, workload)}
+        return {**_codes(workload).pack(weights["weight"]), **packed_bias(weights, workload)}
 
     def layout(self, workload: LowBitLinearWorkload, config: Config, target: Target) -> str:
         return _codes(workload).label
@@ -121,10 +121,6 @@ _DEFAULT: dict[str, int | str] = {"BM": 64, "BN": 64, "BK": 16}
 
 def _codes(w: LowBitLinearWorkload) -> Codes:
     return Codes(w.N, w.K, w.bits, w.group_size, w.scale_dtype, w.symmetric, w.zero, w.table)
-
-
-def _bias(weights: Mapping[str, Any], workload: Any) -> Arrays:
-    return {"bias": np.asarray(weights["bias"], np.float32).reshape(-1)} if workload.bias else {}
 
 
 class _Tiled:

@@ -14,7 +14,7 @@ import numpy as np
 from llmc.errors import KernelError
 from llmc.schedules.base import Arrays, Config, Workload
 from llmc.schedules.formats import E4M3_MAX
-from llmc.schedules.gemm.cuda_mma import _bias, _MmaTemplate, _tiles
+from llmc.schedules.gemm.cuda_mma import MmaTemplate, packed_bias, tiles_of
 from llmc.schedules.gemm.cuda_mma_codes import Codes, permuted
 from llmc.schedules.gemm.cuda_mma_decode import DecodeBlock
 from llmc.schedules.gemm.cuda_mma_kernel import MmaBlock, MmaKernel
@@ -126,9 +126,9 @@ class Fp8Kernel(MmaKernel):
         self.largest = T.alloc_buffer((self.M,), "float32")
         with launch(_MEASURING, self.M) as (thread, row):
             found = Cell(T.float32(0))
-            with strided(self.w.K // 4, thread, _MEASURING) as quad:
+            with strided(-(-self.w.K // 4), thread, _MEASURING) as quad:
                 four = T.alloc_buffer((4,), "float32", scope="local")
-                T.buffer_store(four, self.x[row, T.ramp(quad * 4, 1, 4)], [T.ramp(0, 1, 4)])
+                self.load_x(four, 0, row, quad * 4, True)
                 for i in range(4):
                     found.v = T.max(found.v, T.abs(four[i]))
             largest = BlockReduction(thread, _MEASURING).max(found.v)
@@ -149,7 +149,7 @@ class Fp8Kernel(MmaKernel):
         return Cell(self.largest[T.min(row, self.M - 1)]).v
 
 
-class MmaFp8Linear(_MmaTemplate, Fp8Linear):
+class MmaFp8Linear(MmaTemplate, Fp8Linear):
     """Template "fp8_mma". Packed: q and scale of `cuda_mma_packing`, bias [N]."""
 
     name = "fp8_mma"
@@ -159,7 +159,7 @@ class MmaFp8Linear(_MmaTemplate, Fp8Linear):
         if not isinstance(workload, Fp8LinearWorkload) or target.kind != "cuda":
             return False
         able = self.activations != "fp8" or arch_number(target) >= _FIRST_SM
-        return able and workload.activations == self.activations and workload.K % 4 == 0
+        return able and workload.activations == self.activations
 
     def fragments(self, workload: Any) -> FragmentLayout:
         return FragmentLayout(workload.N, workload.K, 8, 4, workload.halves)
@@ -175,13 +175,13 @@ class MmaFp8Linear(_MmaTemplate, Fp8Linear):
         layout, weight = self.fragments(workload), weights["weight"]
         scale = np.asarray(weight.scale, np.float32) * np.float32(self.factor())
         packed = {"q": layout.pack_codes(np.asarray(weight.q)), "scale": layout.pack_plane(scale)}
-        return packed | _bias(weights, workload)
+        return packed | packed_bias(weights, workload)
 
     def build(self, workload: Any, target: Target, config: Config) -> Any:
         if not self.accepts(workload, target):
             raise KernelError(f"{workload.key()} is outside what {self.name} computes", where=target.name)
         layout, kind = self.fragments(workload), self.kind(workload)
-        return self.kernel(workload, target, _tiles(config), layout, kind, self.block).build()  # type: ignore[arg-type]
+        return self.kernel(workload, target, tiles_of(config), layout, kind, self.block).build()  # type: ignore[arg-type]
 
 
 class MmaWideFp8Linear(MmaFp8Linear):

@@ -30,6 +30,7 @@ from llmc.targets.cuda import CudaTarget
 
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _WARPS = 8  # that share k in decoding
+_WIDE = 2048  # rows and columns of a weight with which even short prompts fill a GPU
 _SHARED_STEPS = 6  # from so many on, blocks of many rows share k
 
 
@@ -42,7 +43,7 @@ class HalfLinearWorkload(LowBitLinearWorkload):
         return f"linear_w{self.bits}a16"
 
 
-class _MmaTemplate(Template):
+class MmaTemplate(Template):
     """What the families share.
 
     Knobs: more than 16 rows go to blocks of BM rows by BN columns, whose warps stand `down` over one another; fewer go
@@ -70,12 +71,12 @@ class _MmaTemplate(Template):
         return Space(knobs, lambda config: self._valid(config, workload, target))
 
     def default(self, workload: Any, target: Target) -> dict[str, int | str]:
-        """The deepest pipelines that shared memory holds, and the most warps that share k where there are few rows; as
-        many blocks as pay for the second launch."""
+        """The deepest pipelines that shared memory holds, for few rows those that leave room for two warps of each
+        scheduler, and the most warps that share k there; as many blocks as pay for the second launch."""
         assert isinstance(target, CudaTarget)
         layout, places = self.fragments(workload), (self.fragments(workload).tiles, target.multiprocessors)
         for config in _preferred(layout):
-            decode, few, many = _tiles(config)
+            decode, few, many = tiles_of(config)
             config["one_split"] = best_split(decode.rounds(layout), *places, _SPLITS)
             config["few_split"] = best_split(few.steps(layout, workload.K), *places, _SPLITS)
             if many.steps(layout, workload.K) < _SHARED_STEPS:
@@ -94,11 +95,11 @@ class _MmaTemplate(Template):
             raise KernelError(f"{workload.key()} is outside what {self.name} computes", where=target.name)
         assert isinstance(target, CudaTarget)
         layout, kind = self.fragments(workload), self.kind(workload)
-        return MmaKernel(workload, target, _tiles(config), layout, kind, self.block).build()
+        return MmaKernel(workload, target, tiles_of(config), layout, kind, self.block).build()
 
     def _valid(self, config: Config, w: Any, target: Target) -> bool:
         assert isinstance(target, CudaTarget)
-        decode, few, many = _tiles(config)
+        decode, few, many = tiles_of(config)
         layout, group = self.fragments(w), self._group(w)
         room, registers = room_for_x(target), min(target.vector_registers, target.registers // decode.threads)
         decodes = decode.fits(layout, group, room) and decode.needs(layout, group, self._plane_bytes(w)) <= registers
@@ -126,7 +127,7 @@ class _MmaTemplate(Template):
         return fits and tile.shared_bytes(layout, planes, spans) <= target.static_shared_bytes
 
 
-class MmaLowBitLinear(_MmaTemplate, LowBitLinear):
+class MmaLowBitLinear(MmaTemplate, LowBitLinear):
     """Template "lowbit_mma": weights as codes, x in float16. Weights in: weight, a `QuantizedWeight`; bias [N]. Packed:
     `cuda_mma_packing`, bias [N]."""
 
@@ -160,7 +161,7 @@ class MmaLowBitLinear(_MmaTemplate, LowBitLinear):
         if not workload.symmetric:
             zero = np.broadcast_to(np.asarray(weight.zero, np.float32), weight.scale.shape)
             packed["zero"] = layout.pack_plane(zero)
-        return packed | _bias(weights, workload)
+        return packed | packed_bias(weights, workload)
 
     def _products(self, workload: Any, inputs: Mapping[str, np.ndarray], weight: Any) -> np.ndarray:
         rounded = np.asarray(inputs["x"], np.float16).astype(np.float32)
@@ -193,7 +194,7 @@ class MmaInt8Linear(MmaLowBitLinear):
         return LowBitLinear._products(self, workload, inputs, weight)
 
 
-class MmaBf16Linear(_MmaTemplate, Bf16Linear):
+class MmaBf16Linear(MmaTemplate, Bf16Linear):
     """Template "bf16_mma": weights and x in bfloat16. Weights in: weight [N, K] float32, bias [N]. Packed: q of
     `cuda_mma_packing`, bias [N]."""
 
@@ -212,7 +213,7 @@ class MmaBf16Linear(_MmaTemplate, Bf16Linear):
 
     def prepack(self, weights: Mapping[str, Any], workload: Any, config: Config, target: Target) -> Arrays:
         codes = round_to_bf16(np.asarray(weights["weight"]))
-        return {"q": self.fragments(workload).pack_codes(codes)} | _bias(weights, workload)
+        return {"q": self.fragments(workload).pack_codes(codes)} | packed_bias(weights, workload)
 
 
 def _fragments(w: LowBitLinearWorkload, pack: int) -> FragmentLayout:
@@ -221,7 +222,7 @@ def _fragments(w: LowBitLinearWorkload, pack: int) -> FragmentLayout:
     return FragmentLayout(w.N, w.K, width, pack, w.halves, bool(w.table))
 
 
-def _tiles(config: Config) -> tuple[DecodeTile, BlockTile, BlockTile]:
+def tiles_of(config: Config) -> tuple[DecodeTile, BlockTile, BlockTile]:
     """For up to 8 rows, up to 16, and more."""
     c = {knob: int(value) for knob, value in config.items()}
     few = BlockTile(16, 1, 1, c["along"], c["few_stages"], c["few_split"])
@@ -230,17 +231,21 @@ def _tiles(config: Config) -> tuple[DecodeTile, BlockTile, BlockTile]:
 
 
 def _preferred(layout: FragmentLayout) -> Iterator[dict[str, int | str]]:
-    # Blocks of 256 threads (BN = 128) would read x half as often, but ptxas then squeezes some of them into 128
-    # registers, and spills.
-    for along, few_stages, stages in product((4, 2, 1), (4, 3, 2), (4, 3, 2)):
-        config = {"BM": 64, "BN": 64, "down": 2, "stages": stages, "along": along, "few_stages": few_stages}
-        config |= {"split": 4, "few_split": 1, "warps": _WARPS, "one_split": 1}
+    # Blocks of 128 columns read x, which is float32, half as often as those of 64; taking codes apart leaves them no
+    # registers for more than 32 rows. Without codes, layers that fill the GPU want fewer reads of the weight.
+    wide = layout.width == 16 and min(layout.N, layout.K) >= _WIDE
+    shapes = ((64, 128, 2),) if wide else ()
+    shapes += ((32, 128, 1), (64, 64, 2), (32, 64, 1))
+    for along, few_stages, (BM, BN, down), stages in product((4, 2, 1), (3, 2), shapes, (4, 3, 2)):
+        config: dict[str, int | str] = {"BM": BM, "BN": BN, "down": down, "stages": stages, "split": 4}
+        config |= {"along": along, "few_stages": few_stages, "few_split": 1, "warps": _WARPS, "one_split": 1}
         # All warps should have chunks.
         for ahead in sorted((4, 2, 1, 8), key=lambda ahead: -(-layout.units // ahead) < _WARPS):
             yield {**config, "ahead": ahead}
 
 
-def _bias(weights: Mapping[str, Any], workload: Any) -> Arrays:
+def packed_bias(weights: Mapping[str, Any], workload: Any) -> Arrays:
+    """bias [N] float32, where there is one."""
     return {"bias": np.asarray(weights["bias"], np.float32).reshape(-1)} if workload.bias else {}
 
 

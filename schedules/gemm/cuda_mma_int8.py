@@ -12,9 +12,9 @@ from llmc.schedules.formats import STEPS
 from llmc.schedules.gemm.cuda_mma_codes import ByteCodes, ByteTable
 from llmc.schedules.gemm.cuda_mma_decode import DecodeBlock
 from llmc.schedules.gemm.cuda_mma_kernel import MmaBlock
-from llmc.schedules.gemm.cuda_mma_tile import swizzled
+from llmc.schedules.gemm.cuda_mma_tile import CHUNKS, swizzled
 from llmc.targets import mma
-from llmc.targets.threads import Cell, shared, shuffled
+from llmc.targets.threads import WARP, Cell, shared, shuffled
 from llmc.tvm_shim import T
 
 # As in `activations`: a group below this is zero; adding 1.5 * 2**23 leaves the nearest integer in the low bits.
@@ -24,13 +24,13 @@ GROUPS = (32, 64, 128)  # of which each is a whole product, and inside of one st
 
 
 class Int8DecodeBlock(DecodeBlock):
-    """As `DecodeBlock`, for x in int8. `x_scale` [groups of the block's part, rows] in shared memory: lanes that read
-    those of several rows at once meet different banks."""
+    """As `DecodeBlock`, for x in int8. `x_scale` [groups of the block's part, rows] in shared memory, at an odd pitch:
+    lanes that read those of several rows, or write those of several groups, meet different banks."""
 
     def emit(self) -> None:
         tile, layout = self.tile, self.layout
         groups = tile.share(layout).share * self.depth // self.k.group
-        self.x_scale = shared((max(groups, 1), tile.rows(layout, self.k.room)))
+        self.x_scale = shared((max(groups, 1), tile.rows(layout, self.k.room) | 1))
         super().emit()
 
     def _stage(self) -> None:
@@ -68,13 +68,17 @@ class Int8DecodeBlock(DecodeBlock):
 
 
 class Int8Block(MmaBlock):
-    """As `MmaBlock`, for elements of 8 bits. `x_scale` [2, rows, groups of a step] in shared memory."""
+    """As `MmaBlock`, for elements of 8 bits. `x_scale` [2, groups of a step, rows] in shared memory: lanes read those
+    of neighbouring rows. A warp writes all groups of some rows at once; a pitch that is an odd multiple of so many
+    keeps them in different banks."""
 
     codes, tables = ByteCodes, ByteTable
     decode = Int8DecodeBlock
 
     def emit(self) -> None:
-        self.x_scale = shared((2, self.tile.rows, self.tile.along * self.spans))
+        tile = self.tile
+        at_once = max(WARP // (CHUNKS * tile.along), 1)  # rows that a warp stages
+        self.x_scale = shared((2, tile.along * self.spans, tile.rows + at_once))
         super().emit()
 
     def _store_x(self, slot: Any) -> None:
@@ -96,7 +100,7 @@ class Int8Block(MmaBlock):
             T.buffer_store(self.a, words[T.ramp(0, 1, 4)], [slot, row, T.ramp(to, 1, 4)])
             with T.If(T.floormod(chunk, T.int64(together)) == 0), T.Then():
                 group = T.floordiv(chunk, T.int64(together))
-                T.buffer_store(self.x_scale, largest * T.float32(_unit(self.k.table)), [slot, row, group])
+                T.buffer_store(self.x_scale, largest * T.float32(_unit(self.k.table)), [slot, group, row])
 
     def _fold_span(self, sums: Any, row_sums: list[list[Cell]], slot: Any, a_slot: Any, span: int) -> None:
         scale = self._of_span("scale", slot, span)
@@ -104,7 +108,7 @@ class Int8Block(MmaBlock):
         for m, row in enumerate(sums):
             for h in range(2):
                 place = (self.down * self.tile.products + m) * mma.ROWS + 8 * h + self.r
-                of_x = Cell(self.x_scale[a_slot, place, self.along * self.spans + span]).v
+                of_x = Cell(self.x_scale[a_slot, self.along * self.spans + span, place]).v
                 for j, registers in enumerate(row):
                     for e in range(2):
                         value = _float(registers[2 * h + e].v)

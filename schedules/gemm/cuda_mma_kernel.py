@@ -41,7 +41,7 @@ class MmaKernel:
         self,
         workload: Any,
         target: CudaTarget,
-        tiles: tuple[DecodeTile, BlockTile, BlockTile],
+        tiles: tuple[DecodeTile, BlockTile, Any],
         layout: FragmentLayout,
         kind: str,
         block: type[MmaBlock],

@@ -55,7 +55,7 @@ class BlockTile:
     def shared_bytes(self, layout: FragmentLayout, plane_bytes: int, groups: int) -> int:
         """Of a block, at most. `plane_bytes` of scales and zero points for each row of the weight, `groups` of them in
         a step of one warp."""
-        x = 2 * self.rows * self.along * (128 + 4 * groups)
+        x = 2 * self.along * (128 * self.rows + 4 * groups * (self.rows + WARP // CHUNKS))
         units = layout.step // layout.unit
         weights = self.stages * self.across * self.along * (units * 512 + groups * TILE * plane_bytes)
         sums = (self.along - 1) * self.rows * TILE * self.across * 4

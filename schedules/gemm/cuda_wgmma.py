@@ -1,5 +1,5 @@
-"""Linear layers on Hopper's own tensor cores instructions (`cuda_wgmma_kernel`), for more rows than a few; the packed
-weights and the kernels for few rows are those of `cuda_mma`."""
+"""Linear layers by products of warpgroups (`cuda_wgmma_kernel`), for more rows than a few: Hopper alone has them. The
+packed weights and the kernels for few rows are those of `cuda_mma`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from llmc.errors import KernelError
 from llmc.schedules.base import Config, Space, Workload
 from llmc.schedules.gemm.cuda_f16 import MmaF16Linear
 from llmc.schedules.gemm.cuda_fp8 import Fp8Block, MmaFp8Linear
-from llmc.schedules.gemm.cuda_mma import HalfLinearWorkload, MmaBf16Linear, MmaLowBitLinear, _MmaTemplate, _tiles
+from llmc.schedules.gemm.cuda_mma import HalfLinearWorkload, MmaBf16Linear, MmaLowBitLinear, MmaTemplate, tiles_of
 from llmc.schedules.gemm.cuda_mma_kernel import plane_dtypes
 from llmc.schedules.gemm.cuda_wgmma_fp8 import Fp8WgmmaKernel
-from llmc.schedules.gemm.cuda_wgmma_kernel import WgmmaKernel, WgmmaTile, parts_of
+from llmc.schedules.gemm.cuda_wgmma_kernel import WgmmaKernel
+from llmc.schedules.gemm.cuda_wgmma_tile import WgmmaTile, parts_of
 from llmc.schedules.gemm.packing import stored_dtype
 from llmc.targets.base import Target
 from llmc.targets.cuda import CudaTarget
@@ -24,7 +25,7 @@ from llmc.targets.cuda import CudaTarget
 _REPLACED = ("BM", "BN", "down", "stages")  # knobs of `cuda_mma` for many rows
 
 
-class _WgmmaTemplate(_MmaTemplate):
+class _WgmmaTemplate(MmaTemplate):
     """What the families share.
 
     Knobs: more than 16 rows go to blocks of `rows` rows of x by 128 `groups` rows of the weight, which is copied `ring`
@@ -34,7 +35,9 @@ class _WgmmaTemplate(_MmaTemplate):
     body: type[WgmmaKernel] = WgmmaKernel
 
     def accepts(self, workload: Workload, target: Target) -> bool:
-        return isinstance(target, CudaTarget) and target.mcpu == "sm_90a" and super().accepts(workload, target)
+        if not isinstance(target, CudaTarget) or target.mcpu != "sm_90a":
+            return False
+        return super().accepts(workload, target)  # type: ignore[safe-super]  # the other base's
 
     def space(self, workload: Any, target: Target) -> Space:
         knobs = {k: v for k, v in super().space(workload, target).knobs.items() if k not in _REPLACED}
@@ -54,7 +57,7 @@ class _WgmmaTemplate(_MmaTemplate):
         if not self.accepts(workload, target):
             raise KernelError(f"{workload.key()} is outside what {self.name} computes", where=target.name)
         assert isinstance(target, CudaTarget)
-        decode, few, _ = _tiles(_with_unused(config))
+        decode, few, _ = tiles_of(_with_unused(config))
         layout, kind, tile = self.fragments(workload), self.kind(workload), _tile(config)
         return self.body(workload, target, (decode, few, tile), layout, kind, self.block).build()
 

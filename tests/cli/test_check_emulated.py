@@ -9,10 +9,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from llmc import checker, emulation
 from llmc.emulator import driver
@@ -22,6 +19,7 @@ from llmc.package.device import device_kernels
 from llmc.package.manifest import ArraySpec
 from llmc.package.reader import open_artifact
 from llmc.pipeline import compile
+from tests import graphs
 from tests.cli.conftest import Call
 from tests.cuda_emulator.child import emulated
 from tests.gpu.tools import needs_compiler
@@ -33,12 +31,7 @@ needs_emulator = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-6
 def linear(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """y = relu(x W), x [rows, 8], for a GPU: its artifact, and the model."""
     folder = tmp_path_factory.mktemp("emulated")
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 8]) for name in "xy")
-    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((8, 8), np.float32), "w")
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Relu", ["p"], ["y"])]
-    graph = helper.make_graph(nodes, "g", [x], [y], [weight])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "m.onnx")
-    compile(folder / "m.onnx", target="cuda-sm80").save(folder / "m.llmc")
+    compile(graphs.linear(folder / "m.onnx", 8), target="cuda-sm80").save(folder / "m.llmc")
     return folder / "m.llmc", folder / "m.onnx"
 
 

@@ -16,7 +16,7 @@ from llmc.tune import effort, predicted, stage
 from llmc.tune.task import Measurement, Task
 from tests.gpu.tools import needs_compiler
 
-from ..graphs import encoder
+from ..graphs import linear
 from .conftest import Call
 from .pretender import Pretender, records
 
@@ -69,7 +69,7 @@ def test_a_page_says_so_too(llmc: Call, tmp_path: Path, foretold: None) -> None:
 
 @needs_compiler
 def test_a_model_is_compiled_with_what_was_predicted(llmc: Call, tmp_path: Path, foretold: None) -> None:
-    encoder(tmp_path / "m.onnx")
+    linear(tmp_path / "m.onnx", 8)
     artifact, db = tmp_path / "m.llmc", tmp_path / "t.db"
     words = ("--target", "cuda-sm80", "--tune", "quick", "--trials", 1, "--db", db, "-o", artifact)
     code, _, err = llmc("compile", tmp_path / "m.onnx", *words)

@@ -6,6 +6,7 @@ Every mutant must be refused by the emulator or compute something wrong. Those t
 | --- | --- | --- |
 | all with copies ahead | the address of a copy of no bytes | nothing is read there: the copy writes zeros |
 | low-bit int8 | one commit of a group of copies | the last steps begin no copies, and their groups are empty |
+| warpgroups, bf16 | the commit behind a step's first product | the second one's takes it, and both are waited for |
 | prefill | the wait behind the last block | what it waits for is not read; it keeps copies from outliving the block |
 """
 
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 
-from llmc.emulator.emulator import available
+from llmc.emulator.emulator import EmulationError, available
+from llmc.emulator.templates import EmulatedKernel
 from llmc.schedules.attention.attention import ATTENTION
 from llmc.schedules.attention.cuda import CUDA_ATTENTION
 from llmc.schedules.attention.cuda_append import CUDA_KV_APPEND
@@ -46,7 +48,6 @@ from llmc.targets.cuda import SM80, SM90A, CudaTarget
 from tests.cuda_emulator.mutants import Mutant, Switch, mutated
 from tests.schedules.attention.test_attention import make_inputs
 from tests.schedules.attention.test_masks import inputs_of
-from tests.schedules.emulated import EmulatedKernel, emulate
 from tests.schedules.sampling.test_cuda import rows as sampled_rows
 
 pytestmark = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")
@@ -54,14 +55,14 @@ pytestmark = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")
 # Kind of mutant, what the mutated line looks like, and why it survives.
 EXPLAINED = [
     ("global", r"cp_async.*, \(uint\)0\);$", "the address of a copy of no bytes"),
-    ("commit", r"", "an empty group"),
+    ("commit", r"", "an empty group, or one that the next commit takes with it"),
     ("wait", r"wait_group_0\(\);$", "nothing reads what it waits for"),
 ]
 # Whole tiles and parts of them: what only rows beyond M compute is of no consequence.
 STEPS = ({"steps": 1, "B": 1}, {"steps": 5, "B": 6})
 ROWS = ({"M": 3}, {"M": 16}, {"M": 64}, {"M": 130})
 MANY = ({"M": 64}, {"M": 130})
-LARGE = np.float32(300)  # of scores with which softmax under a wrong maximum overflows, or has only zeros
+LARGE = 300.0  # of scores with which softmax under a wrong maximum overflows, or has only zeros
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def rows(*dims: Mapping[str, int], tolerance: float = 1e-5) -> Calls:
     return calls
 
 
-def attend(*shapes: tuple[int, tuple[int, ...]]) -> Calls:
-    """Calls with (queries, lengths of the batch); once more with every other query's scores LARGE."""
+def attend(*shapes: tuple[int, tuple[int, ...]], large: float = LARGE) -> Calls:
+    """Calls with (queries, lengths of the batch); once more with every other query's scores `large`."""
 
     def calls(kernel: EmulatedKernel) -> Iterator[Call]:
         w = kernel.workload
@@ -114,7 +115,7 @@ def attend(*shapes: tuple[int, tuple[int, ...]]) -> Calls:
             yield Call(inputs, {}, ATTENTION.reference(w, inputs, {}), 2.0**-6 if rounds else 5e-6)
             if not rounds:  # bfloat16 would round large scores by more than one
                 q = inputs["q"].reshape(-1, w.head_dim).copy()
-                q[::2] *= LARGE
+                q[::2] *= np.float32(large)
                 inputs = inputs | {"q": q.reshape(inputs["q"].shape)}
                 yield Call(inputs, {}, ATTENTION.reference(w, inputs, {}), 1e-3)
 
@@ -130,22 +131,27 @@ def append(kernel: EmulatedKernel) -> Iterator[Call]:
 
 
 def sample(kernel: EmulatedKernel) -> Iterator[Call]:
-    inputs = sampled_rows(kernel.workload.V, seed=1)
-    yield Call(inputs, {}, reference(inputs), 0.0)
+    for seed in range(32):
+        inputs = sampled_rows(kernel.workload.V, seed)
+        yield Call(inputs, {}, reference(inputs), 0.0)
 
 
 @dataclass(frozen=True)
 class Case:
-    """`without` names kernels that the calls do not use in full, and another case does."""
+    """`only` names the kernels that the calls use in full; another case has the others. `knobs` replace defaults."""
 
     template: Template
     workload: Any
     calls: Calls
     target: CudaTarget = SM80
-    without: str = ""
+    only: tuple[str, ...] = ("",)
+    knobs: Mapping[str, int] = field(default_factory=dict)
 
 
 HALF = {"activations": "a32"}
+ATTENDING = ("_kernel", "_kernel_2")  # few queries and many; between them stands what merges parts
+# Every warp has more steps of k than it copies ahead; weights of more columns than there are would not matter either.
+DEEP = {"split": 1, "few_split": 1, "along": 2, "few_stages": 3}
 CASES = {
     "norm": Case(CUDA_NORM, NormWorkload(576, "layer", bias=True, residual=True, sum_output=True), rows({"M": 3})),
     "embedding": Case(CUDA_EMBEDDING, EmbeddingDenseWorkload(50, 76), rows({"M": 5})),
@@ -161,7 +167,12 @@ MORE = {
         CUDA_LINEAR, DenseLinearWorkload(70, 50, bias=True, activation="gelu", residual=True), rows({"M": 5}, {"M": 70})
     ),
     "low-bit float32": Case(CUDA_LOWBIT, LowBitLinearWorkload(70, 52, 4, 32, **HALF), rows({"M": 5}, {"M": 70})),
-    "low-bit int8": Case(MMA_INT8, LowBitLinearWorkload(40, 580, 4, 32, True, 8.0, "float16"), rows(*ROWS)),
+    "low-bit int8": Case(
+        MMA_INT8,
+        LowBitLinearWorkload(128, 1024, 4, 32, True, 8.0, "float16"),
+        rows(*ROWS),
+        knobs=DEEP,
+    ),
     "gate": Case(
         MMA_LOWBIT, HalfLinearWorkload(66, 580, 8, 128, False, bias=True, activation="silu_mul", **HALF), rows(*ROWS)
     ),
@@ -174,35 +185,47 @@ MORE = {
         WGMMA_LOWBIT, HalfLinearWorkload(140, 300, 4, 32, True, 8.0, "float16", **HALF), rows(*MANY), SM90A
     ),
     "warpgroups, zero points": Case(
-        WGMMA_LOWBIT, HalfLinearWorkload(40, 460, 8, 128, False, bias=True, **HALF), rows(*MANY), SM90A
+        WGMMA_LOWBIT, HalfLinearWorkload(40, 300, 8, 128, False, bias=True, **HALF), rows(*MANY), SM90A
     ),
-    "warpgroups, fp8": Case(WGMMA_FP8, Fp8LinearWorkload(39, 300, residual=True), rows(*MANY), SM90A),
+    "warpgroups, fp8": Case(WGMMA_FP8, Fp8LinearWorkload(39, 580, residual=True), rows(*MANY), SM90A),
     "warpgroups, bf16": Case(WGMMA_BF16, Bf16LinearWorkload(39, 300, activations="bf16"), rows(*MANY), SM90A),
     "append": Case(CUDA_KV_APPEND, KVAppendWorkload(4, 2, 40, in_place=True, kv_cache="int8"), append),
+    "merge": Case(
+        CUDA_ATTENTION,
+        AttentionWorkload(2, 1, 16, 0.3),
+        attend((4, (8300, 8290)), large=3e3),
+        only=("_kernel_1",),
+        knobs={"chunk": 1, "warps": 1},  # more parts than threads that merge
+    ),
     "tiles": Case(
-        CUDA_ATTENTION, AttentionWorkload(4, 2, 32, 0.2), attend((1, (2500,)), (4, (10, 4)), (70, (150, 80)))
+        CUDA_ATTENTION,
+        AttentionWorkload(4, 2, 32, 0.2),
+        attend((4, (10, 4)), (70, (150, 80)), (1, (300,))),
+        only=ATTENDING,
     ),
     "tensor cores": Case(
         CUDA_ATTENTION,
         AttentionWorkload(4, 2, 40, 0.15, bf16=True, key_bias=True),
-        attend((1, (2500,)), (4, (10, 4)), (70, (150, 80))),
+        attend((4, (10, 4)), (70, (150, 80)), (1, (300,))),
+        only=ATTENDING,
     ),
     "wide heads": Case(
         CUDA_ATTENTION,
         AttentionWorkload(2, 1, 160, 0.08, bf16=True),
         attend((1, (300,)), (70, (150, 80))),
-        without="_kernel_1",
+        only=ATTENDING,
     ),
     "window": Case(
         CUDA_ATTENTION,
-        AttentionWorkload(4, 2, 40, 0.15, softcap=3.0, window=33, sinks=5),
+        AttentionWorkload(4, 2, 40, 0.15, window=33, sinks=5),
         attend((1, (300, 64)), (70, (150, 80))),
-        without="_kernel_1",
+        only=ATTENDING,
     ),
     "pages of int4": Case(
         CUDA_ATTENTION,
         AttentionWorkload(4, 2, 32, 0.2, kv_cache="int4", paged=True),
-        attend((1, (2500,)), (4, (10, 4)), (70, (150, 80))),
+        attend((4, (10, 4)), (70, (150, 80)), (4, (300, 290)), large=3e3),
+        only=ATTENDING,
     ),
     "sampling": Case(CUDA_SAMPLE, SampleWorkload(1000), sample),
     "recurrent": Case(CUDA_RECURRENT, RecurrentWorkload(37, "lstm", "bidirectional", initial=True), rows(*STEPS)),
@@ -217,12 +240,13 @@ def survivors(case: Case) -> tuple[int, list[Mutant]]:
         text, found[name] = mutated(source)
         return text
 
-    kernel = emulate(case.template, case.workload, case.target, change=change)
+    config = {**case.template.default(case.workload, case.target), **case.knobs}
+    kernel = EmulatedKernel(case.template, case.workload, case.target, config, change=change)
     calls = list(case.calls(kernel))
     assert all(call.right(kernel) for call in calls)
     count, alive = 0, []
     for name, mutants in found.items():
-        if case.without and name.endswith(case.without):
+        if not name.endswith(case.only):
             continue
         switch = Switch(kernel.emulators[name])
         for mutant in filter(lambda m: switch.reached(m.number), mutants):
@@ -236,7 +260,7 @@ def survivors(case: Case) -> tuple[int, list[Mutant]]:
 def _right(call: Call, kernel: EmulatedKernel) -> bool:
     try:
         return call.right(kernel)
-    except RuntimeError:  # the emulator's refusal, on its way through the host function
+    except EmulationError:
         return False
 
 

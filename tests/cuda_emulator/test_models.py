@@ -20,8 +20,10 @@ from llmc.emulator.emulator import available
 from llmc.pipeline import compile
 from llmc.runtime.model import Model
 from tests.cuda_emulator.child import emulated
+from tests.gpu.decoder import gpu_decoder
 from tests.gpu.tools import needs_compiler
 from tests.graphs import Decoder, Shape, decoder_feeds, encoder
+from tests.runtime.conftest import DECODER
 from tests.test_pipeline import with_rounded_weights
 
 pytestmark = [needs_compiler, pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")]
@@ -95,10 +97,7 @@ def compare(call: Call, artifact: Path, model: Path, feeds: dict[str, np.ndarray
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a float32 decoder and its artifact."""
-    folder = tmp_path_factory.mktemp("emulated")
-    Decoder(SHAPE).std23(folder / "m.onnx")
-    compile(folder / "m.onnx", target="cuda-sm80").save(folder / "m.llmc")
-    return folder
+    return gpu_decoder(tmp_path_factory)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +105,12 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [(2, 5, 9), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((1, 1, 0), (1, 7, 0), (1, 1, 20)))],
 )
 def test_a_decoder(decoder: Path, gpus: Callable[[str], Call], batch: int, seq: int, past: int) -> None:
-    feeds = decoder_feeds(SHAPE, batch, seq, past)
+    feeds = decoder_feeds(DECODER.shape, batch, seq, past)
     compare(gpus("cuda-sm80"), decoder / "m.llmc", decoder / "m.onnx", feeds, tolerance("float32"))
 
 
 def test_a_session(decoder: Path, gpus: Callable[[str], Call]) -> None:
-    check_session(gpus("cuda-sm80"), decoder / "m.llmc", decoder / "m.onnx", tolerance("float32"))
+    check_session(gpus("cuda-sm80"), decoder / "m.llmc", decoder / "m.onnx", tolerance("float32"), DECODER.shape)
 
 
 @pytest.mark.slow
@@ -128,17 +127,17 @@ def test_an_encoder(target: str, gpus: Callable[[str], Call], tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_later_gpu_runs_what_an_earlier_one_does(decoder: Path, gpus: Callable[[str], Call]) -> None:
     """Through the PTX, which is all that its driver can use."""
-    feeds = decoder_feeds(SHAPE, 1, 4, 3)
+    feeds = decoder_feeds(DECODER.shape, 1, 4, 3)
     compare(gpus("cuda-sm90"), decoder / "m.llmc", decoder / "m.onnx", feeds, tolerance("float32"))
 
 
 # Sessions.
 
 
-def check_session(call: Call, artifact: Path, model: Path, bound: float) -> None:
+def check_session(call: Call, artifact: Path, model: Path, bound: float, shape: Shape = SHAPE) -> None:
     """A prompt, tokens one by one, several at once."""
-    ids = np.random.default_rng(5).integers(0, SHAPE.vocab, 24)
-    feeds = decoder_feeds(SHAPE, 1, len(ids), 0) | {"input_ids": ids[None]}
+    ids = np.random.default_rng(5).integers(0, shape.vocab, 24)
+    feeds = decoder_feeds(shape, 1, len(ids), 0) | {"input_ids": ids[None]}
     found = call(appended, artifact, np.split(ids, [13, 14, 15, 16, 17]))
     close(found, reference(model, feeds)["logits"][0], bound)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llmc.emulator.emulator import available
+from llmc.emulator.templates import EmulatedKernel
 from llmc.emulator.trace import counted as conflicts
 from llmc.gpu.banks import sectors, wavefronts
 from llmc.schedules.attention.cuda import CUDA_ATTENTION
@@ -20,7 +21,6 @@ from llmc.schedules.gemm.dense import DenseLinearWorkload
 from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
 from llmc.targets.cuda import SM80
 from tests.gpu.tools import arguments, counted
-from tests.schedules.emulated import emulate
 
 LANE = np.arange(32)
 
@@ -77,7 +77,7 @@ KERNELS: list[tuple[Template, Any, dict[str, int]]] = [
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow) for case in KERNELS[2:]] + KERNELS[:2])
 def test_the_address_model_sees_what_emulated_kernels_do(case: tuple[Template, Any, dict[str, int]]) -> None:
     template, workload, dims = case
-    kernel = emulate(template, workload, SM80)
+    kernel = EmulatedKernel(template, workload, SM80)
     rng = np.random.default_rng(0)
     packed = template.prepack(template.example_weights(workload, rng), workload, kernel.config, SM80)
     with conflicts() as seen:

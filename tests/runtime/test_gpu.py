@@ -19,10 +19,10 @@ from llmc.emulator import driver
 from llmc.emulator.emulator import available
 from llmc.package.layout import LIBRARY
 from llmc.package.reader import open_artifact
-from llmc.pipeline import compile
 from llmc.runtime import Model, Session, generate, generate_all
 from llmc.runtime.cuda import Pointer
 from tests.cuda_emulator.child import emulated
+from tests.gpu.decoder import gpu_decoder
 from tests.gpu.tools import needs_compiler
 from tests.runtime.conftest import DECODER, Models
 
@@ -43,12 +43,9 @@ def gpu() -> Iterator[Call]:
 @pytest.fixture(scope="module", params=CACHES)
 def artifacts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, models: Models) -> Artifacts:
     """The same model for the CPU and for the GPU."""
-    path = tmp_path_factory.mktemp("gpu")
-    DECODER.std23(path / "m.onnx")
-    compiled = compile(path / "m.onnx", target="cuda-sm80", kv_cache=request.param, draft_trees=True)
-    compiled.save(path / "gpu.llmc")
     # In float32 it makes no difference to results whether a cache lies in pages.
-    return models("paged" if request.param == "float32" else request.param).artifact.path, path / "gpu.llmc"
+    cpu = models("paged" if request.param == "float32" else request.param).artifact.path
+    return cpu, gpu_decoder(tmp_path_factory, request.param) / "m.llmc"
 
 
 # What runs in the child process.
@@ -160,7 +157,7 @@ def replayed(artifacts: Artifacts) -> tuple[int, int]:
                 before = driver.launches()
                 logits.append(session.append([n]))
             launches.append(driver.launches() - before)
-            calls = list(session._single_calls.values())
+            calls = list(session._calls.kept.values())
             assert [call.replayed._graph is not None for call in calls] == [graphs]  # type: ignore[union-attr]
             texts.append(np.concatenate(logits))
         np.testing.assert_array_equal(texts[0].view(np.uint32), texts[1].view(np.uint32))

@@ -14,8 +14,10 @@ from llmc.schedules.attention.workloads import AttentionWorkload
 from llmc.schedules.base import Kernel, Template
 from llmc.schedules.gemm.bf16 import Bf16LinearWorkload
 from llmc.schedules.gemm.cuda import CUDA_LINEAR, CUDA_LOWBIT
+from llmc.schedules.gemm.cuda_fp8 import MMA_FP8
 from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload
 from llmc.schedules.gemm.dense import DenseLinearWorkload
+from llmc.schedules.gemm.fp8 import Fp8LinearWorkload
 from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
 from llmc.schedules.norm.cuda import CUDA_NORM
 from llmc.schedules.norm.norm import NormWorkload
@@ -30,6 +32,7 @@ from llmc.tune.tasks import points_of
 KERNELS: dict[str, tuple[Template, Any]] = {
     "lowbit_mma": (MMA_LOWBIT, HalfLinearWorkload(4096, 4096, 4, 32, True, 8.0, "float16", activations="a32")),
     "int8_mma": (MMA_INT8, LowBitLinearWorkload(1536, 576, 4, 32, True, 8.0, "float16")),
+    "fp8_mma": (MMA_FP8, Fp8LinearWorkload(1536, 576)),
     "bf16_mma": (MMA_BF16, Bf16LinearWorkload(1536, 576, activations="bf16")),
     "dense_cuda": (CUDA_LINEAR, DenseLinearWorkload(1536, 576, activation="silu_mul")),
     "lowbit_cuda": (CUDA_LOWBIT, LowBitLinearWorkload(1536, 576, 1, 32, activations="a32")),

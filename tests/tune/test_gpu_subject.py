@@ -14,9 +14,9 @@ import pytest
 
 from llmc.emulator import driver
 from llmc.emulator.emulator import available
-from llmc.gpu.function import compile_function
 from llmc.schedules.base import Config
 from llmc.tune import features
+from llmc.tune.gpu_code import compiled
 from llmc.tune.measure import Measurer
 from llmc.tune.record import Key
 from llmc.tune.task import Measurement
@@ -68,11 +68,11 @@ def serve(configs: list[Config]) -> tuple[list[Any], int, Key]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled() -> None:
-    """NVIDIA's compiler does not run under the emulated driver: all is in the cache when a worker wants it."""
+def in_the_cache() -> None:
+    """NVIDIA's compiler does not run under the emulated driver: all is there when a worker wants it."""
     template, workload = TASK.kernel.template, TASK.kernel.workload
     for config in template.space(workload, SMALL):
-        compile_function(template.build(workload, SMALL, config), SMALL)
+        compiled(TASK, config, careful=False)
 
 
 def test_candidates_are_checked_and_timed_by_events() -> None:

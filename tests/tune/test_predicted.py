@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,23 @@ def database(tmp_path: Path) -> Iterator[Database]:
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effort, "compute_capability", lambda: None)
+
+
+class Here:
+    """Stands for `LocalPool`, whose processes take seconds to start."""
+
+    def __init__(self, function: Callable[..., object], workers: int | None, limit_s: float) -> None:
+        self.function = function
+
+    def build(self, task: Task, configs: Iterable[Config], careful: bool) -> Iterator[tuple[Config, object]]:
+        yield from ((config, self.function(task, config, careful)) for config in configs)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicted, "LocalPool", Here)
 
 
 # The mark
@@ -199,8 +216,8 @@ def test_candidates_are_compiled_examined_and_ranked(monkeypatch: pytest.MonkeyP
 
 @needs_compiler
 @needs_emulator
-def test_a_search_and_its_continuation(database: Database, tmp_path: Path, no_gpu: None) -> None:
-    """In processes of their own: five configurations are known whole after one run."""
+def test_a_search_and_its_continuation(database: Database, tmp_path: Path, no_gpu: None, in_this_process: None) -> None:
+    """Five configurations are known whole after one run."""
     limits = Tuning(Effort(trials=16, batch=4, seconds=600), 0, tmp_path / "t.db", predicted=True)
     events = []
     (first,) = stage.tune_tasks([TASK], SM80, limits, events.append)
@@ -218,7 +235,7 @@ class TooManyThreads(CudaNorm):
 
 
 @needs_compiler
-def test_a_default_that_does_not_compile_is_an_error() -> None:
+def test_a_default_that_does_not_compile_is_an_error(in_this_process: None) -> None:
     broken = dataclasses.replace(TASK, kernel=Kernel(TooManyThreads(), NORM.workload))
     with (
         Predictor(SM80, workers=1) as predictor,

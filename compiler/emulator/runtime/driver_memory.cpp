@@ -47,6 +47,7 @@ static bool reserve() {
   if (base) return true;
   void* at = mmap(nullptr, kRange, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return false;
+  madvise(at, kRange, MADV_DONTDUMP);  // a core dump would take minutes to look through it
   base = top = (char*)at;
   struct sigaction action {};
   action.sa_sigaction = touched;

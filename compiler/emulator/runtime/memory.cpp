@@ -174,8 +174,9 @@ static bool in_some_buffer(uint64_t address, size_t bytes) {
 
 // Constant tables of a kernel lie in its library.
 static bool in_library(const void* pointer) {
-  Dl_info info;
-  return dladdr(pointer, &info) && info.dli_fbase;
+  Dl_info kernel, info;
+  return dladdr((const void*)block.launch->entry, &kernel) && dladdr(pointer, &info) &&
+         info.dli_fbase == kernel.dli_fbase;
 }
 
 static Cell* cells_of(uint64_t page) {
@@ -204,15 +205,19 @@ void access(const void* pointer, size_t bytes, Kind kind, uint16_t me, const voi
     judge(cells_of(address / kPage)[address % kPage], kind, me, (const char*)address, false, pc);
 }
 
-static bool is_local(const void* pointer) { return size_t((const char*)pointer - block.stacks) < kStack * kMaxThreads; }
+static bool on_stack(const void* pointer, const char* first, int count) {
+  return size_t((const char*)pointer - first) < kStack * count;
+}
 
 static void of_thread(const void* pointer, size_t bytes, Kind kind, const void* pc) {
-  if (!block.checking || is_local(pointer)) return;
+  if (!block.checking || on_stack(pointer, block.self->stack, 1)) return;
+  if (on_stack(pointer, block.stacks, kMaxThreads))
+    fail(name_of(*block.self) + verb(kind) + "memory beyond its own variables", pc);
   access(pointer, bytes, kind, uint16_t(block.self->id), pc);
 }
 
 static void of_warp(const void* pointer, size_t bytes, Kind kind) {
-  if (is_local(pointer)) return;
+  if (on_stack(pointer, block.stacks, kMaxThreads)) return;
   access(pointer, bytes, kind, uint16_t(kLanes | block.self->id / kWarp), nullptr);
 }
 

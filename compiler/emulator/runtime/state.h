@@ -13,7 +13,8 @@ namespace emu {
 
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
-constexpr size_t kStack = 256 << 10;
+constexpr size_t kStack = 256 << 10;         // of a thread
+constexpr size_t kGuard = 4 << 10;           // of it, at its end, that nobody may touch
 constexpr size_t kShared = 227 << 10;        // of a block, at most
 constexpr uint32_t kSharedWindow = 1 << 24;  // where shared addresses begin, so that a forgotten base is none
 
@@ -26,6 +27,7 @@ struct Copy {
 };
 
 struct Thread {
+  char* stack = nullptr;
   jmp_buf resume;
   ucontext_t start;
   bool started = false;
@@ -85,6 +87,12 @@ void new_block();
 void block_ordered();                       // all threads of the block have met
 void warp_ordered(int warp, uint32_t mask);  // these lanes have met
 std::string place_of(const void* pointer);
+
+// faults.cpp: while one lives, a thread of the block that crashes ends the launch, and not this process
+struct Guarded {
+  Guarded();
+  ~Guarded();
+};
 
 // trace.cpp
 void trace(const void* where, size_t offset, size_t bytes, bool writes);  // an access of shared memory

@@ -57,7 +57,7 @@ static void resume(Thread& thread) {
     if (thread.started) _longjmp(thread.resume, 1);
     thread.started = true;
     getcontext(&thread.start);
-    thread.start.uc_stack.ss_sp = block.stacks + kStack * thread.id;
+    thread.start.uc_stack.ss_sp = thread.stack;
     thread.start.uc_stack.ss_size = kStack;
     thread.start.uc_link = nullptr;
     makecontext(&thread.start, fiber, 0);
@@ -234,8 +234,13 @@ static void prepare() {
   auto reserve = [](size_t bytes) {
     return (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   };
-  block.stacks = reserve(kStack * kMaxThreads);
+  block.stacks = reserve(kStack * kMaxThreads + kGuard);
+  mprotect(block.stacks + kStack * kMaxThreads, kGuard, PROT_NONE);
   block.shared = reserve(kShared);
+  for (int id = 0; id < kMaxThreads; ++id) {
+    threads[id].stack = block.stacks + kStack * id;
+    mprotect(threads[id].stack, kGuard, PROT_NONE);
+  }
 }
 
 static const char* refusal(const EmuLaunch& launch) {
@@ -252,6 +257,7 @@ static void run(const EmuLaunch& launch) {
   block.failed = false;
   block.threads = int(launch.block[0] * launch.block[1] * launch.block[2]);
   prepare();
+  Guarded guarded;
   random_order.seed(launch.seed);
   new_launch();
   std::vector<uint32_t> blocks(size_t(launch.grid[0]) * launch.grid[1] * launch.grid[2]);
@@ -263,8 +269,9 @@ static void run(const EmuLaunch& launch) {
     run_block();
     if (block.failed) break;
   }
-  if (block.failed)  // stacks hold what was left in the middle
-    for (auto& thread : threads) thread.started = false;
+  if (!block.failed) return;
+  block.self = nullptr, block.checking = false;
+  for (auto& thread : threads) thread.started = false;  // stacks hold what was left in the middle
 }
 
 }  // namespace emu

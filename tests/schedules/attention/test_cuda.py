@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llmc.emulator import emulator as cuda_emulator
+from llmc.emulator.templates import EmulatedKernel
 from llmc.gpu.binary import resources
 from llmc.gpu.sources import template_sources
 from llmc.gpu.toolchain import available, find_toolchain
@@ -17,7 +18,6 @@ from llmc.schedules.attention.cuda_append import CUDA_KV_APPEND
 from llmc.schedules.attention.kv_append import KV_APPEND
 from llmc.schedules.attention.workloads import AttentionWorkload, KVAppendWorkload
 from llmc.targets.cuda import SM80, SM90, CudaTarget
-from tests.schedules.emulated import emulate
 
 from .test_attention import make_inputs
 from .test_masks import inputs_of
@@ -49,7 +49,7 @@ MORE = {
     "wide_group": AttentionWorkload(14, 1, 16, 0.25, window=40),
 }
 # (queries, lengths of the batch): parts that merge, empty rows, tails; decode and prefill
-CALLS = ((1, (300, 64)), (4, (10, 4)), (5, (5,)), (33, (97, 33)))
+CALLS = ((1, (600, 64)), (4, (10, 4)), (5, (5,)), (33, (97, 33)))
 APPEND = {
     "int8": KVAppendWorkload(4, 2, 40, in_place=True, kv_cache="int8"),
     "int4": KVAppendWorkload(4, 2, 40, in_place=True, kv_cache="int4", paged=True),
@@ -61,7 +61,7 @@ compiled = pytest.mark.skipif(not available(), reason="NVIDIA's compiler is not 
 
 
 def attend(w: AttentionWorkload) -> None:
-    kernel = emulate(CUDA_ATTENTION, w, SM80)
+    kernel = EmulatedKernel(CUDA_ATTENTION, w, SM80)
     for S, lengths in CALLS:
         inputs = inputs_of(w, S, lengths)
         if w.kv_cache == "float32" and not w.paged:  # what no query may see is NaN
@@ -94,7 +94,7 @@ def test_more_attention_matches_reference(name: str) -> None:
 def test_append_matches_reference(name: str) -> None:
     """Codes equal the reference's; tokens that were there stay, and so do pages of others."""
     w = APPEND[name]
-    kernel = emulate(CUDA_KV_APPEND, w, SM80)
+    kernel = EmulatedKernel(CUDA_KV_APPEND, w, SM80)
     for S, kv_len in ((1, (1,)), (2, (3, 65)), (65, (66, 128)), (7, (0, 3))):
         inputs = KV_APPEND.example_inputs(w, {"B": len(kv_len), "S": S, "CB": 3}, np.random.default_rng(S))
         inputs["kv_len"] = np.array(kv_len)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llmc.emulator.emulator import available
+from llmc.emulator.templates import EmulatedKernel
 from llmc.gpu.binary import resources
 from llmc.gpu.sources import template_sources
 from llmc.gpu.toolchain import find_toolchain
@@ -23,7 +24,6 @@ from llmc.schedules.gemm.lowbit import LowBitLinearWorkload, TableLinearWorkload
 from llmc.targets.cuda import SM80, SM90, CudaTarget
 from llmc.targets.x86 import AVX2
 from tests.gpu.tools import needs_compiler
-from tests.schedules.emulated import emulate
 
 needs_emulator = pytest.mark.skipif(not available(), reason="the emulator needs g++")
 
@@ -105,7 +105,7 @@ def check(template: Template, workload: Any, rows: tuple[int, ...], **knobs: int
     """Also gives, for each number of rows, what was launched: which of the kernels in the order of `MmaKernel`."""
     config = {**template.default(workload, SM80), **knobs}
     assert config in template.space(workload, SM80)
-    kernel = emulate(template, workload, SM80, config)
+    kernel = EmulatedKernel(template, workload, SM80, config)
     rng = np.random.default_rng(2)
     weights = template.example_weights(workload, rng)
     packed = template.prepack(weights, workload, config, SM80)

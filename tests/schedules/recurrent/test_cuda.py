@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llmc.emulator.emulator import available
+from llmc.emulator.templates import EmulatedKernel
 from llmc.gpu.binary import resources
 from llmc.gpu.sources import template_sources
 from llmc.gpu.toolchain import find_toolchain
@@ -13,7 +14,6 @@ from llmc.schedules.recurrent.cuda import CUDA_RECURRENT
 from llmc.schedules.recurrent.workload import RecurrentWorkload
 from llmc.targets.cuda import SM80, SM90, CudaTarget
 from tests.gpu.tools import needs_compiler
-from tests.schedules.emulated import emulate
 
 emulated = pytest.mark.skipif(not available(), reason="the emulator of CUDA C needs g++ for x86-64")
 
@@ -30,7 +30,7 @@ CELLS = [
 @pytest.mark.parametrize("w", CELLS, ids=lambda w: w.cell)
 def test_matches_reference(w: RecurrentWorkload) -> None:
     """Rows that no block is full of, units that no warp is."""
-    kernel, rng = emulate(CUDA_RECURRENT, w, SM80), np.random.default_rng(0)
+    kernel, rng = EmulatedKernel(CUDA_RECURRENT, w, SM80), np.random.default_rng(0)
     weights = CUDA_RECURRENT.example_weights(w, rng)
     packed = CUDA_RECURRENT.prepack(weights, w, kernel.config, SM80)
     for steps, B in ((1, 1), (5, 6), (2, 4), (0, 3)):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llmc.emulator.emulator import available
+from llmc.emulator.templates import EmulatedKernel
 from llmc.gpu.binary import resources
 from llmc.gpu.sources import template_sources
 from llmc.gpu.toolchain import find_toolchain
@@ -15,7 +16,6 @@ from llmc.schedules.sampling.cuda import CUDA_SAMPLE
 from llmc.schedules.sampling.sample import SampleWorkload, reference
 from llmc.targets.cuda import SM80, SM90, CudaTarget
 from tests.gpu.tools import needs_compiler
-from tests.schedules.emulated import emulate
 
 emulated = pytest.mark.skipif(not available(), reason="the emulator of CUDA C needs g++ for x86-64")
 
@@ -41,7 +41,7 @@ def rows(V: int, seed: int) -> Arrays:
     ("V", "threads"), [(1000, 256), (77, 128), (1, 256), (4099, 512), pytest.param(151937, 512, marks=pytest.mark.slow)]
 )
 def test_matches_reference(V: int, threads: int) -> None:
-    kernel = emulate(CUDA_SAMPLE, SampleWorkload(V), SM80, {"threads": threads})
+    kernel = EmulatedKernel(CUDA_SAMPLE, SampleWorkload(V), SM80, {"threads": threads})
     inputs = rows(V, seed=V)
     np.testing.assert_array_equal(kernel.run(inputs, {})["token"], reference(inputs)["token"])
 
