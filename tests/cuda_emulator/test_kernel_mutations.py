@@ -48,6 +48,7 @@ from llmc.targets.cuda import SM80, SM90A, CudaTarget
 from tests.cuda_emulator.mutants import Mutant, Switch, mutated
 from tests.schedules.attention.test_attention import make_inputs
 from tests.schedules.attention.test_masks import inputs_of
+from tests.schedules.gemm.test_cuda_mma import untied
 from tests.schedules.sampling.test_cuda import rows as sampled_rows
 
 pytestmark = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")
@@ -96,6 +97,8 @@ def rows(*dims: Mapping[str, int], tolerance: float = 1e-5) -> Calls:
         packed = template.prepack(weights, workload, kernel.config, kernel.target)
         for each in dims:
             inputs = template.example_inputs(workload, each, rng)
+            if template is MMA_INT8:
+                inputs["x"] = untied(inputs["x"], workload.group_size)
             yield Call(inputs, packed, template.reference(workload, inputs, weights), tolerance)
 
     return calls

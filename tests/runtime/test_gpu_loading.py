@@ -126,7 +126,7 @@ def test_a_driver_that_is_too_old(gpu: Call, artifact: Path) -> None:
 
 @needs_emulator
 def test_a_gpu_that_is_too_old(gpu: Call, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="sm_90 or later; this machine's is sm_80\n  hint: .* --target cuda$"):
+    with pytest.raises(ArtifactError, match=r"sm_90 or later; this machine's is sm_80\n  hint: .* --target cuda$"):
         gpu(load, write(tmp_path / "m.llmc", "sm_90", runtime=False))
 
 
