@@ -77,10 +77,9 @@ def judged(artifact: Artifact) -> Iterator[None]:
 
 
 def _demand_small(artifact: Artifact, calls: Sequence[int]) -> None:
-    kinds = artifact.manifest.quantization.get("weights", [])
-    packed = 2 if any("4-bit" in kind for kind in kinds) else 1
     stored = sum(tensor.size for tensor in artifact.tensors.values())
-    weights = sum(packed * t.size if "int8" in t.dtype else math.prod(t.shape) for t in artifact.tensors.values())
+    bits = min(map(_bits, artifact.manifest.quantization.get("weights", [])), default=8)
+    weights = sum(8 * t.size // bits if "int" in t.dtype else math.prod(t.shape) for t in artifact.tensors.values())
     seconds, room = weights * sum(calls) / RATE, _BOOKS * stored
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     hint = "emulation is for small models: check one of the same architecture with fewer layers and narrower ones"
@@ -90,6 +89,12 @@ def _demand_small(artifact: Artifact, calls: Sequence[int]) -> None:
     if room > memory / 2:
         what = f"{stored / 1e6:.0f} MB of weights would take {room / 1e9:.1f} GB, of {memory / 1e9:.1f} GB here"
         raise OptionError(what, where=_FLAG, hint=hint)
+
+
+def _bits(kind: str) -> int:
+    """Of a weight of a kind that a manifest names, about: those of tables have four."""
+    widths = {"8-bit": 8, "e4m3": 8, "float16": 16, "bfloat16": 16}
+    return next((bits for name, bits in widths.items() if kind.startswith(name)), 4)
 
 
 def _span(seconds: float) -> str:

@@ -32,7 +32,8 @@ def command(
         typer.Option(help="Samples for formats that need them: a text, or an .npz with the model's inputs by name."),
     ] = None,
     kv_cache: Annotated[
-        str, typer.Option(help="What sessions keep keys and values in: float32, int8, fp8, or int4; paged, or int8,paged.")
+        str,
+        typer.Option(help="What sessions keep keys and values in: float32, int8, fp8, or int4; paged, or int8,paged."),
     ] = "float32",
     draft_trees: Annotated[
         bool, typer.Option("--draft-trees", help="Have sessions verify trees of draft tokens in one pass.")

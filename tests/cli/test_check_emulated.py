@@ -65,6 +65,16 @@ def test_hopeless_work_is_refused(linear: tuple[Path, Path], llmc: Call, monkeyp
 
 
 @needs_compiler
+@pytest.mark.parametrize("format", ["w4a16", "w8a8", "f16"])
+def test_packed_weights_are_counted_one_by_one(format: str, llmc: Call, tmp_path: Path) -> None:
+    """However many of them an element of the packed weight holds."""
+    compile(graphs.linear(tmp_path / "m.onnx", 64), target="cuda-sm80", quantize=format).save(tmp_path / "m.llmc")
+    code, _, err = llmc("check", tmp_path / "m.llmc", tmp_path / "m.onnx", "--emulate", "--dim", "rows=1000000000")
+    counted = float(re.search(r"about (\S+) multiplications", err)[1]) / 1e9  # type: ignore[index]
+    assert code == 2 and 64 * 64 <= counted < 1.3 * 64 * 64  # and scales, and what rounds the numbers up
+
+
+@needs_compiler
 def test_without_a_compiler_it_says_what_to_install(
     linear: tuple[Path, Path], llmc: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

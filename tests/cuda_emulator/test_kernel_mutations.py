@@ -162,7 +162,9 @@ CASES = {
     "append, int4": Case(
         CUDA_KV_APPEND, KVAppendWorkload(4, 2, 128, in_place=True, kv_cache="int4", paged=True), append
     ),
-    "low-bit float16": Case(MMA_LOWBIT, HalfLinearWorkload(40, 580, 4, 32, True, 8.0, "float16", **HALF), rows(*ROWS)),
+    "low-bit float16": Case(
+        MMA_LOWBIT, HalfLinearWorkload(128, 580, 4, 32, True, 8.0, "float16", **HALF), rows(*ROWS), knobs=DEEP
+    ),
     "rows": Case(CUDA_ATTENTION, AttentionWorkload(3, 1, 6, 0.4, key_bias=True, causal=False), attend((5, (90, 7)))),
 }
 MORE = {
@@ -177,12 +179,16 @@ MORE = {
         knobs=DEEP,
     ),
     "gate": Case(
-        MMA_LOWBIT, HalfLinearWorkload(66, 580, 8, 128, False, bias=True, activation="silu_mul", **HALF), rows(*ROWS)
+        MMA_LOWBIT,
+        HalfLinearWorkload(256, 580, 8, 128, False, bias=True, activation="silu_mul", **HALF),
+        rows(*ROWS),
+        knobs=DEEP,
     ),
     "bf16": Case(
         MMA_BF16,
-        Bf16LinearWorkload(39, 580, bias=True, activation="gelu", residual=True, activations="bf16"),
+        Bf16LinearWorkload(128, 580, bias=True, activation="gelu", residual=True, activations="bf16"),
         rows(*ROWS),
+        knobs=DEEP,
     ),
     "warpgroups": Case(
         WGMMA_LOWBIT, HalfLinearWorkload(140, 300, 4, 32, True, 8.0, "float16", **HALF), rows(*MANY), SM90A
