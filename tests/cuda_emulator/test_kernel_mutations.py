@@ -33,9 +33,14 @@ from llmc.schedules.embedding.dense import EmbeddingDenseWorkload
 from llmc.schedules.embedding.lowbit import LowBitEmbeddingWorkload
 from llmc.schedules.gemm.bf16 import Bf16LinearWorkload
 from llmc.schedules.gemm.cuda import CUDA_LINEAR, CUDA_LOWBIT
+from llmc.schedules.gemm.cuda_f16 import MMA_F16
+from llmc.schedules.gemm.cuda_fp8 import MMA_FP8
 from llmc.schedules.gemm.cuda_mma import MMA_BF16, MMA_INT8, MMA_LOWBIT, HalfLinearWorkload
+from llmc.schedules.gemm.cuda_outliers import MMA_OUTLIERS
+from llmc.schedules.gemm.cuda_tables import MMA_TABLE
 from llmc.schedules.gemm.cuda_wgmma import WGMMA_BF16, WGMMA_FP8, WGMMA_LOWBIT
 from llmc.schedules.gemm.dense import DenseLinearWorkload
+from llmc.schedules.gemm.f16 import F16LinearWorkload
 from llmc.schedules.gemm.fp8 import Fp8LinearWorkload
 from llmc.schedules.gemm.lowbit import LowBitLinearWorkload
 from llmc.schedules.norm.cuda import CUDA_NORM
@@ -44,11 +49,11 @@ from llmc.schedules.recurrent.cuda import CUDA_RECURRENT
 from llmc.schedules.recurrent.workload import RecurrentWorkload
 from llmc.schedules.sampling.cuda import CUDA_SAMPLE
 from llmc.schedules.sampling.sample import SampleWorkload, reference
-from llmc.targets.cuda import SM80, SM90A, CudaTarget
+from llmc.targets.cuda import SM80, SM90, SM90A, CudaTarget
 from tests.cuda_emulator.mutants import Mutant, Switch, mutated
 from tests.schedules.attention.test_attention import make_inputs
 from tests.schedules.attention.test_masks import inputs_of
-from tests.schedules.gemm.test_cuda_mma import untied
+from tests.schedules.gemm.test_cuda_mma import outlying, table, untied
 from tests.schedules.sampling.test_cuda import rows as sampled_rows
 
 pytestmark = pytest.mark.skipif(not available(), reason="no g++ 12 for x86-64")
@@ -189,6 +194,16 @@ MORE = {
         Bf16LinearWorkload(128, 580, bias=True, activation="gelu", residual=True, activations="bf16"),
         rows(*ROWS),
         knobs=DEEP,
+    ),
+    "tables": Case(MMA_TABLE, table(128, 580, 4, 32, scale_dtype="float16", values="nf4"), rows(*ROWS), knobs=DEEP),
+    "outliers": Case(MMA_OUTLIERS, outlying(128, 580, 8, 580, True, 128.0, outliers=16), rows(*ROWS), knobs=DEEP),
+    "float16": Case(MMA_F16, F16LinearWorkload(128, 580, residual=True), rows(*ROWS), knobs=DEEP),
+    "fp8": Case(MMA_FP8, Fp8LinearWorkload(128, 580), rows(*ROWS), SM90, knobs=DEEP),
+    "shared k": Case(
+        MMA_LOWBIT,
+        HalfLinearWorkload(128, 1100, 4, 32, True, 8.0, bias=True, residual=True, **HALF),
+        rows(*ROWS),
+        knobs={"split": 2, "few_split": 2, "one_split": 2, "along": 2, "few_stages": 2, "stages": 2, "warps": 4},
     ),
     "warpgroups": Case(
         WGMMA_LOWBIT, HalfLinearWorkload(140, 300, 4, 32, True, 8.0, "float16", **HALF), rows(*MANY), SM90A
