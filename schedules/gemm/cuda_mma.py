@@ -234,7 +234,7 @@ def _preferred(layout: FragmentLayout) -> Iterator[dict[str, int | str]]:
     # Blocks of 128 columns read x, which is float32, half as often as those of 64; taking codes apart leaves them no
     # registers for more than 32 rows. Without codes, layers that fill the GPU want fewer reads of the weight.
     wide = layout.width == 16 and min(layout.N, layout.K) >= _WIDE
-    shapes = ((64, 128, 2),) if wide else ()
+    shapes: tuple[tuple[int, int, int], ...] = ((64, 128, 2),) if wide else ()
     shapes += ((32, 128, 1), (64, 64, 2), (32, 64, 1))
     for along, few_stages, (BM, BN, down), stages in product((4, 2, 1), (3, 2), shapes, (4, 3, 2)):
         config: dict[str, int | str] = {"BM": BM, "BN": BN, "down": down, "stages": stages, "split": 4}

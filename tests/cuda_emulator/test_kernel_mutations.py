@@ -197,7 +197,7 @@ MORE = {
     ),
     "tables": Case(MMA_TABLE, table(128, 580, 4, 32, scale_dtype="float16", values="nf4"), rows(*ROWS), knobs=DEEP),
     "outliers": Case(MMA_OUTLIERS, outlying(128, 580, 8, 580, True, 128.0, outliers=16), rows(*ROWS), knobs=DEEP),
-    "float16": Case(MMA_F16, F16LinearWorkload(128, 580, residual=True), rows(*ROWS), knobs=DEEP),
+    "float16": Case(MMA_F16, F16LinearWorkload(128, 580, residual=True, activations="f16"), rows(*ROWS), knobs=DEEP),
     "fp8": Case(MMA_FP8, Fp8LinearWorkload(128, 580), rows(*ROWS), SM90, knobs=DEEP),
     "shared k": Case(
         MMA_LOWBIT,
