@@ -167,12 +167,12 @@ CASES = {
     "append, int4": Case(
         CUDA_KV_APPEND, KVAppendWorkload(4, 2, 128, in_place=True, kv_cache="int4", paged=True), append
     ),
-    "low-bit float16": Case(
-        MMA_LOWBIT, HalfLinearWorkload(128, 580, 4, 32, True, 8.0, "float16", **HALF), rows(*ROWS), knobs=DEEP
-    ),
     "rows": Case(CUDA_ATTENTION, AttentionWorkload(3, 1, 6, 0.4, key_bias=True, causal=False), attend((5, (90, 7)))),
 }
 MORE = {
+    "low-bit float16": Case(
+        MMA_LOWBIT, HalfLinearWorkload(128, 580, 4, 32, True, 8.0, "float16", **HALF), rows(*ROWS), knobs=DEEP
+    ),
     "dense": Case(
         CUDA_LINEAR, DenseLinearWorkload(70, 50, bias=True, activation="gelu", residual=True), rows({"M": 5}, {"M": 70})
     ),
