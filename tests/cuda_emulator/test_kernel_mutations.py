@@ -157,6 +157,9 @@ class Case:
 
 
 HALF = {"activations": "a32"}
+# Each of eight warps has keys, and somewhere the largest score.
+LENGTHS = ((4, (10, 4)), (70, (150, 80)), (4, (700, 690)), (3, (690, 700)), (2, (1300, 700)), (1, (900, 800)))
+ONE_WARP = {"chunk": 1, "warps": 1}  # where few keys are seen: others would have none
 ATTENDING = ("_kernel", "_kernel_2")  # few queries and many; between them stands what merges parts
 # Every warp has more steps of k than it copies ahead; weights of more columns than there are would not matter either.
 DEEP = {"split": 1, "few_split": 1, "along": 2, "few_stages": 3}
@@ -224,13 +227,13 @@ MORE = {
     "tiles": Case(
         CUDA_ATTENTION,
         AttentionWorkload(4, 2, 32, 0.2),
-        attend((4, (10, 4)), (70, (150, 80)), (1, (300,))),
+        attend(*LENGTHS, large=3e3),
         only=ATTENDING,
     ),
     "tensor cores": Case(
         CUDA_ATTENTION,
         AttentionWorkload(4, 2, 40, 0.15, bf16=True, key_bias=True),
-        attend((4, (10, 4)), (70, (150, 80)), (1, (300,))),
+        attend(*LENGTHS, large=3e3),
         only=ATTENDING,
     ),
     "wide heads": Case(
@@ -238,17 +241,19 @@ MORE = {
         AttentionWorkload(2, 1, 160, 0.08, bf16=True),
         attend((1, (300,)), (70, (150, 80))),
         only=ATTENDING,
+        knobs=ONE_WARP,
     ),
     "window": Case(
         CUDA_ATTENTION,
         AttentionWorkload(4, 2, 40, 0.15, window=33, sinks=5),
         attend((1, (300, 64)), (70, (150, 80))),
         only=ATTENDING,
+        knobs=ONE_WARP,
     ),
     "pages of int4": Case(
         CUDA_ATTENTION,
         AttentionWorkload(4, 2, 32, 0.2, kv_cache="int4", paged=True),
-        attend((4, (10, 4)), (70, (150, 80)), (4, (300, 290)), large=3e3),
+        attend(*LENGTHS, large=3e3),
         only=ATTENDING,
     ),
     "sampling": Case(CUDA_SAMPLE, SampleWorkload(1000), sample),
