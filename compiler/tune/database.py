@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
-from types import TracebackType
 
 from llmc.errors import LlmcError
 from llmc.schedules.base import Config
 from llmc.targets.base import Target
+from llmc.tune.closing import Closing
 from llmc.tune.record import Best, Key, Record, best_of
 from llmc.tune.task import Measurement, Task, Timing
 
@@ -49,7 +49,7 @@ class DatabaseError(LlmcError):
     """The tuning database cannot be read or written: damaged, of another schema, locked, or the disk is full."""
 
 
-class Database:
+class Database(Closing):
     """Measurements by key; a context manager. What `add` returned from survives kill -9 and a power cut.
 
     A file of an earlier schema is brought up to date, whole or not at all; an earlier llmc that has it open goes on.
@@ -89,14 +89,6 @@ class Database:
                 if "locked" not in str(error) or time.monotonic() > end:
                     raise
             time.sleep(0.01)
-
-    def __enter__(self) -> Database:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._db.close()

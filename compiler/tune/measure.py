@@ -18,13 +18,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
-from types import TracebackType
 from typing import Literal
 
 from llmc.errors import KernelError, LlmcError, OptionError
 from llmc.schedules.base import Config
 from llmc.targets.base import Target
 from llmc.targets.detect import machine
+from llmc.tune.closing import Closing
 from llmc.tune.task import Measurement, Status, Task
 from llmc.tune.worker import BUILT, GO, PREPARED, STARTED, Job, out_of_memory
 
@@ -34,7 +34,7 @@ _PREPARE_S = 300.0  # for starting Python, making weights and computing referenc
 Phase = Literal["idle", "preparing", "building", "waiting", "running"]
 
 
-class Measurer:
+class Measurer(Closing):
     """A pool of workers. Use it as a context manager, from one thread: on leaving it no process is left behind, and
     if that thread dies the workers die with it.
 
@@ -61,14 +61,6 @@ class Measurer:
         if target.kind == "cuda":
             self.timeout_s, self.memory_bytes = max(timeout_s, _DEVICE_S), 0
         self._workers: list[_Worker | None] = [None] * workers
-
-    def __enter__(self) -> Measurer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End all workers."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import TracebackType
 
 from llmc.emulator.emulator import available
 from llmc.errors import KernelError
@@ -17,6 +16,7 @@ from llmc.schedules.base import Config
 from llmc.targets.cuda import CudaTarget
 from llmc.tune import emulated
 from llmc.tune.builders import LocalPool
+from llmc.tune.closing import Closing
 from llmc.tune.gpu_code import compiled
 from llmc.tune.subject import Rejected
 from llmc.tune.task import Measurement, Predicted, Status, Task, Timing
@@ -38,7 +38,7 @@ class Examined:
     predicted: Predicted
 
 
-class Predictor:
+class Predictor(Closing):
     """Takes the place of `measure.Measurer` where there is no GPU. Use it as a context manager, from one thread.
 
     `workers` processes compile, as many as there are cores, unless told.
@@ -48,14 +48,6 @@ class Predictor:
         self.target = target
         self._pool: LocalPool[Examined] = LocalPool(examine, workers, _LIMIT_S)
         self._defaults: dict[tuple[str, str], Examined] = {}
-
-    def __enter__(self) -> Predictor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End all compilations."""

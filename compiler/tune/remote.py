@@ -7,13 +7,13 @@ candidate is timed the next ones are built. A device is asked for anew for every
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 
 from llmc.errors import KernelError, OptionError
 from llmc.schedules.base import Config
 from llmc.targets.base import Target
 from llmc.tune.builders import BUILD_S, GPU_BUILD_S, Builders, Built, ClusterBuilders, LocalBuilders
 from llmc.tune.child import Child, Lost
+from llmc.tune.closing import Closing
 from llmc.tune.device import PREPARE_S, Device, Job, prepare, race
 from llmc.tune.task import Measurement, Task
 
@@ -32,7 +32,7 @@ def remote_measurer(target: Target, tracker: str, key: str, builders: str = "", 
         raise
 
 
-class RemoteMeasurer:
+class RemoteMeasurer(Closing):
     """Measures on the devices that an RPC tracker at `tracker` ("host:port") knows by `key`, one at a time. Use it as a
     context manager, from one thread: on leaving it neither a process nor a session is left behind. It closes
     `builders`, too. A device for a GPU's target runs `gpu_server`.
@@ -57,14 +57,6 @@ class RemoteMeasurer:
         self.builders, self.seed = builders, seed
         self._child = Child()
         self._jobs: dict[tuple[str, bool], Job] = {}
-
-    def __enter__(self) -> RemoteMeasurer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End all builds, and the conversation with the device."""
